@@ -1,0 +1,82 @@
+"""What a model file says of itself: the contract between the export that writes and the server that reads.
+
+The model is ONNX with a dynamic batch. Input `image`: uint8[N, S, S, 3] RGB. Outputs `logit`: float32[N, C]
+and `score`: float32[N, C] = sigmoid(scale * logit + bias), the calibrated probability. Everything below is
+stored in the file's `metadata_props` as strings under `tailacc.<field>`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from data.errors import InputError
+
+INPUT_NAME = "image"
+LOGIT_NAME = "logit"
+SCORE_NAME = "score"
+FORMAT = 1
+_PREFIX = "tailacc."
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The metadata of a model file.
+
+    Attributes:
+        name: what a person calls it, such as "mobilenet_v2 224 px bce".
+        classes: C names in the order of the outputs.
+        size: S, the side of the square input in pixels.
+        preprocessing: fingerprint of `data.image` at this size, as it was in training.
+        scale, bias: C numbers each, the per-class calibration that is inside the graph.
+        thresholds: C scores in [0, 1]; a label is shown where its score is above.
+        config: the training configuration as JSON.
+        data_fingerprint: of the labels it was trained on (`LabelSet.fingerprint`).
+        source_revision: git commit of the code, "+dirty" where it had changes, "" where unknown.
+        run_id: MLflow run id, "" where it was not tracked.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    size: int
+    preprocessing: str
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    config: str = "{}"
+    data_fingerprint: str = ""
+    source_revision: str = ""
+    run_id: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("scale", "bias", "thresholds"):
+            length = len(getattr(self, field))
+            if length != len(self.classes):
+                raise InputError(
+                    f"model file: {field} must have one number a class ({len(self.classes)}), got {length}"
+                )
+
+    def to_metadata(self) -> dict[str, str]:
+        """The `metadata_props` of the file: plain strings as they are, the rest as JSON."""
+        out = {_PREFIX + "format": str(FORMAT)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            out[_PREFIX + field.name] = value if isinstance(value, str) else json.dumps(value)
+        return out
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str) -> "ModelInfo":
+        """Read `metadata_props`; `source` names the file in errors."""
+        if metadata.get(_PREFIX + "format") != str(FORMAT):
+            found = metadata.get(_PREFIX + "format", "none")
+            raise InputError(
+                f"{source} is not a model file of format {FORMAT} (found: {found}); export it again"
+            )
+        values: dict[str, object] = {}
+        for field in fields(cls):
+            key = _PREFIX + field.name
+            if key not in metadata:
+                raise InputError(f"{source}: metadata '{key}' is missing; export it again")
+            text = metadata[key]
+            value = text if field.type in (str, "str") else json.loads(text)
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)  # type: ignore[arg-type]
