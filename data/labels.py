@@ -79,11 +79,13 @@ class LabelSet:
 
     def positives(self) -> npt.NDArray[np.int64]:
         """int64[C]: the number of positive images of each class."""
-        return np.sum(self.target * self.mask, axis=0, dtype=np.int64)
+        counts: npt.NDArray[np.int64] = np.sum(self.target * self.mask, axis=0, dtype=np.int64)
+        return counts
 
     def ignored(self) -> npt.NDArray[np.int64]:
         """int64[C]: the number of ignored images of each class."""
-        return np.sum(1 - self.mask, axis=0, dtype=np.int64)
+        counts: npt.NDArray[np.int64] = np.sum(1 - self.mask, axis=0, dtype=np.int64)
+        return counts
 
     def subset(self, index: Sequence[int] | npt.NDArray[np.int64], name: str) -> "LabelSet":
         """The images at `index`, in that order, under a new name."""
