@@ -178,26 +178,42 @@ def read_matrix_csv(
 
     Returns the column names, the image ids (file stems) and float64[N, C], with `empty` for an empty cell.
     """
+    columns, lines = read_csv_cells(path)
+    rows: list[list[float]] = []
+    for line, row in lines:
+        try:
+            rows.append([float(cell) if cell else empty for cell in row[1:]])
+        except ValueError as error:
+            raise InputError(f"{path}:{line}: a cell is not a number: {error}") from error
+    ids = tuple(image_id_of(row[0]) for _, row in lines)
+    return columns, ids, np.array(rows, dtype=np.float64)
+
+
+def read_csv_cells(path: Path) -> tuple[tuple[str, ...], list[tuple[int, list[str]]]]:
+    """Read `image,<column>...` as text: the column names, and (line number, stripped cells) of each row.
+
+    Every row has one cell more than there are column names; blank lines are left out.
+    """
     if not path.is_file():
         raise InputError(f"no CSV file at {path}")
-    ids: list[str] = []
-    rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream)
-        header = [name.strip() for name in next(reader, [])]
-        if len(header) < 2:
-            raise InputError(f"{path}:1: the header must be 'image,<class>,...', got '{','.join(header)}'")
-        for row in reader:
-            if not row:
-                continue
-            line = reader.line_num
-            if len(row) != len(header):
-                raise InputError(f"{path}:{line}: {len(row)} cells where the header has {len(header)}")
-            try:
-                rows.append([float(cell) if cell.strip() else empty for cell in row[1:]])
-            except ValueError as error:
-                raise InputError(f"{path}:{line}: a cell is not a number: {error}") from error
-            ids.append(image_id_of(row[0].strip()))
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            header = [name.strip() for name in next(reader, [])]
+            if len(header) < 2:
+                raise InputError(
+                    f"{path}:1: the header must be 'image,<class>,...', got '{','.join(header)}'"
+                )
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise InputError(
+                        f"{path}:{reader.line_num}: {len(row)} cells where the header has {len(header)}"
+                    )
+                if row:
+                    rows.append((reader.line_num, [cell.strip() for cell in row]))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV text file: {error}") from error
     if not rows:
         raise InputError(f"{path} has a header but no row")
-    return tuple(header[1:]), tuple(ids), np.array(rows, dtype=np.float64)
+    return tuple(header[1:]), rows
