@@ -77,6 +77,9 @@ class ModelInfo:
             if key not in metadata:
                 raise InputError(f"{source}: metadata '{key}' is missing; export it again")
             text = metadata[key]
-            value = text if field.type in (str, "str") else json.loads(text)
+            try:
+                value = text if field.type in (str, "str") else json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{source}: metadata '{key}' is not JSON ({error}): '{text}'") from error
             values[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)  # type: ignore[arg-type]

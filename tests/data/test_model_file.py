@@ -1,0 +1,65 @@
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from data.errors import InputError
+from data.model_file import ModelInfo
+
+INFO = ModelInfo(
+    name="mobilenet_v2 224 px bce",
+    classes=("cat", "dog"),
+    size=224,
+    preprocessing="p" * 16,
+    scale=(1.0, 0.1 + 0.2),
+    bias=(0.0, -1.5),
+    thresholds=(0.5, 0.25),
+    config=json.dumps({"loss": {"name": "bce"}}),
+    data_fingerprint="d" * 16,
+    source_revision="abc+dirty",
+    run_id="0123",
+)
+
+
+def test_model_info__comes_back_the_same() -> None:
+    metadata = INFO.to_metadata()
+    assert all(isinstance(value, str) for value in metadata.values())
+    assert ModelInfo.from_metadata(metadata, "model.onnx") == INFO
+
+
+def test_model_info__a_name_that_looks_like_json_stays_text() -> None:
+    info = replace(INFO, name="[1]", run_id="42")
+    assert ModelInfo.from_metadata(info.to_metadata(), "model.onnx") == info
+
+
+def test_to_metadata__every_field_under_its_prefix() -> None:
+    expected = {"tailacc.format", *(f"tailacc.{field.name}" for field in fields(ModelInfo))}
+    assert set(INFO.to_metadata()) == expected
+
+
+@pytest.mark.parametrize("metadata", [{}, {"tailacc.format": "99"}])
+def test_from_metadata__other_formats(metadata: dict[str, str]) -> None:
+    found = metadata.get("tailacc.format", "none")
+    message = rf"m\.onnx is not a model file of format 1 \(found: {found}\)"
+    with pytest.raises(InputError, match=message):
+        ModelInfo.from_metadata(metadata, "m.onnx")
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(ModelInfo)])
+def test_from_metadata__a_missing_field(field: str) -> None:
+    metadata = INFO.to_metadata()
+    del metadata[f"tailacc.{field}"]
+    with pytest.raises(InputError, match=rf"m\.onnx: metadata 'tailacc\.{field}' is missing"):
+        ModelInfo.from_metadata(metadata, "m.onnx")
+
+
+def test_from_metadata__not_json() -> None:
+    metadata = INFO.to_metadata() | {"tailacc.scale": "[1.0, oops"}
+    with pytest.raises(InputError, match=r"m\.onnx: metadata 'tailacc\.scale' is not JSON"):
+        ModelInfo.from_metadata(metadata, "m.onnx")
+
+
+@pytest.mark.parametrize("field", ["scale", "bias", "thresholds"])
+def test_model_info__one_number_a_class(field: str) -> None:
+    with pytest.raises(InputError, match=rf"{field} must have one number a class \(2\), got 1"):
+        replace(INFO, **{field: (1.0,)})  # type: ignore[arg-type]
