@@ -1,0 +1,183 @@
+"""The settings of the server and of the client, with units and defaults. Nothing heavy is imported here.
+
+Each has `check`, which raises `InputError` for a value that breaks a rule. It is not `__post_init__`, since
+tyro would show that error as a box of several lines.
+"""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from data.errors import InputError
+
+DEFAULT_ADDRESS = "127.0.0.1:8001"
+DEFAULT_MODEL = "models:/tailacc@champion"
+_MIB = 1 << 20
+
+
+def cores() -> int:
+    """The number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server takes at most. Each limit of a request must fit into the one of all in flight."""
+
+    request_images: int = 64
+    """images in one request"""
+    request_bytes: int = 64 * _MIB
+    """bytes of one request, all images with their ids"""
+    image_bytes: int = 32 * _MIB
+    """bytes of one encoded image"""
+    inflight_requests: int = 256
+    """requests in flight at once"""
+    inflight_images: int = 1024
+    """images in flight at once"""
+    inflight_bytes: int = 256 * _MIB
+    """bytes of encoded images in flight at once"""
+    pushback_ms: int = 200
+    """milliseconds after which a refused caller is told to try again"""
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise InputError(f"{option(item.name)} must be at least 1, got {getattr(self, item.name)}")
+        for small, large in (
+            ("image_bytes", "request_bytes"),
+            ("request_images", "inflight_images"),
+            ("request_bytes", "inflight_bytes"),
+        ):
+            if getattr(self, small) > getattr(self, large):
+                raise InputError(
+                    f"{option(small)} ({getattr(self, small)}) must not be above "
+                    f"{option(large)} ({getattr(self, large)})"
+                )
+
+
+def option(limit: str) -> str:
+    """The command-line option of a field of `Limits`, for messages."""
+    return "--limits." + limit.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Serve one ONNX model over gRPC."""
+
+    model: str = DEFAULT_MODEL
+    """model.onnx, or models:/NAME@ALIAS or models:/NAME/VERSION in MLflow's registry (MLFLOW_TRACKING_URI)"""
+    listen: str = DEFAULT_ADDRESS
+    """HOST:PORT; port 0 takes any free one"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where it works, else the CPU, said in the banner; cuda: an error where it does not work"""
+    threads: int = 0
+    """threads of the inference; 0: as many as cores"""
+    decode_threads: int = 0
+    """threads that decode images; 0: as many as cores"""
+    max_batch: int = 16
+    """the most images in one batch of the model"""
+    max_delay_ms: float = 2.0
+    """milliseconds that an image waits for company while the model is idle"""
+    grace_s: float = 20.0
+    """seconds that SIGTERM leaves for what was accepted"""
+    limits: Limits = field(default_factory=Limits)
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        self.limits.check()
+        parse_address(self.listen, "--listen")
+        for name, value in (("threads", self.threads), ("decode-threads", self.decode_threads)):
+            if not 0 <= value <= 1024:
+                raise InputError(f"--{name} must be from 0 to 1024, got {value}")
+        if not 1 <= self.max_batch <= 4096:
+            raise InputError(f"--max-batch must be from 1 to 4096, got {self.max_batch}")
+        if not 0 <= self.max_delay_ms <= 1000:
+            raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
+        if self.grace_s < 0:
+            raise InputError(f"--grace-s must be at least 0, got {self.grace_s}")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the servers are and how patient the client is."""
+
+    server: str = DEFAULT_ADDRESS
+    """HOST:PORT[,HOST:PORT...]; all must serve the same model"""
+    connect_s: float = 10.0
+    """seconds to wait for a server that does not answer yet"""
+    call_s: float = 60.0
+    """deadline of one call, in seconds"""
+    give_up_s: float = 120.0
+    """seconds that a call is tried again while servers are full or away"""
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        self.addresses()
+        for name in ("connect_s", "call_s", "give_up_s"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+
+    def addresses(self) -> tuple[str, ...]:
+        """The servers' addresses, each once."""
+        listed = [text.strip() for text in self.server.split(",")]
+        for text in listed:
+            if not parse_address(text, "--server")[1]:
+                raise InputError(f"--server needs a port from 1 to 65535, got '{text}'")
+        return tuple(dict.fromkeys(listed))
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Score a set of images through the server into a score file."""
+
+    connection: Annotated[Connection, tyro.conf.arg(name="")] = field(default_factory=Connection)
+    images: str = ""
+    """a folder of .jpg and .png files, a .txt list (a path a line) or a VOC devkit; "": the default devkit"""
+    split: str = "val"
+    """which images of a devkit"""
+    out: Path = Path("runs/scores.parquet")
+    """the score file; finished parts stand in OUT.parts until it is complete"""
+    batch: int = 16
+    """images in one call"""
+    calls: int = 4
+    """calls in flight at each server; images in flight are at most calls x batch x servers"""
+    channels: int = 2
+    """connections to each server"""
+    restart: bool = False
+    """forget the parts of an earlier run instead of going on from them"""
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        self.connection.check()
+        for name, value in (("batch", self.batch), ("calls", self.calls), ("channels", self.channels)):
+            if not 1 <= value <= 1024:
+                raise InputError(f"--{name} must be from 1 to 1024, got {value}")
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Print the labels of a few images, for a person."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """image files, JPEG or PNG"""
+    connection: Annotated[Connection, tyro.conf.arg(name="")] = field(default_factory=Connection)
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        self.connection.check()
+        if not self.images:
+            raise InputError(
+                "classify needs at least one image file: python serve/client.py classify photo.jpg"
+            )
+
+
+def parse_address(text: str, name: str) -> tuple[str, int]:
+    """Split HOST:PORT. Raises `InputError` that names the option `name`."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise InputError(f"{name} must be HOST:PORT such as {DEFAULT_ADDRESS}, got '{text}'")
+    return host, int(port)

@@ -1,0 +1,33 @@
+"""Errors of the domain to gRPC status, in this one place."""
+
+import logging
+from typing import Any, NoReturn
+
+import grpc
+
+from data.errors import InputError
+from serve.admission import NotAccepting, ServerFull
+from serve.batcher import BatcherClosed
+
+_log = logging.getLogger(__name__)
+
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+_STATUS: dict[type[Exception], grpc.StatusCode] = {
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    ServerFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotAccepting: grpc.StatusCode.UNAVAILABLE,
+    BatcherClosed: grpc.StatusCode.UNAVAILABLE,
+    TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+async def abort(context: Any, error: Exception) -> NoReturn:
+    """End the call of `context` with the status that belongs to `error`; what is not listed is INTERNAL."""
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
+    if status is None:
+        _log.error("a call failed", exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+    trailing = ((PUSHBACK_KEY, str(error.retry_ms)),) if isinstance(error, ServerFull) else ()
+    await context.abort(status, str(error), trailing)
+    raise error  # never reached: `abort` raises, which its types do not say
