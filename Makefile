@@ -2,7 +2,7 @@
 #   make setup PYTHON=python3.13           choose the interpreter (3.11 to 3.13)
 #   make demo VOC=PATH WEIGHTS=PATH        the demo on a real devkit, from pretrained weights
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint proto lock bench clean
+.PHONY: help setup demo test lint proto lock bench clean force
 
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
@@ -15,7 +15,8 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## build .venv from python3, or bring it up to date
 
-$(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pyproject.toml
+# Naming an interpreter always asks install.sh, which keeps .venv where its version is that already.
+$(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pyproject.toml $(if $(PYTHON),force)
 	@PYTHON="$(PYTHON)" requirements/install.sh
 	@touch $(STAMP)
 
