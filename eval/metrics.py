@@ -81,15 +81,15 @@ def ranked_average_precision(ranking: Ranking, kind: Kind = "voc2010") -> float:
         last = ends[np.searchsorted(ends, hits)]
         return float(np.mean(ranking.hits_among(last + 1) / (last + 1)))
     # Precision rises at positives only, so the envelope's corners are all among them.
-    envelope = _envelope(np.arange(1, positives + 1) / (hits + 1))
+    highest = envelope(np.arange(1, positives + 1) / (hits + 1))
     if kind == "voc2010":
-        return float(envelope.mean())
+        return float(highest.mean())
     # The first positive (from 1) at which recall is at least i/10, in whole numbers: no rounding at 0.3.
     first = -(np.arange(11) * -positives // 10)
-    return float(envelope[np.maximum(first, 1) - 1].mean())
+    return float(highest[np.maximum(first, 1) - 1].mean())
 
 
-def _envelope(precision: Floats) -> Floats:
+def envelope(precision: Floats) -> Floats:
     """The highest precision from each place on, along the last axis."""
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
