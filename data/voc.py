@@ -11,9 +11,7 @@ Follows the layout of the VOC2007 and VOC2012 development kits:
 import fcntl
 import os
 import re
-import shutil
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping
@@ -150,7 +148,7 @@ def default_devkit() -> Path:
     root.parent.mkdir(parents=True, exist_ok=True)
     with root.with_name(f".{root.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not root.is_dir():
+        if not (root / "VOC2012").is_dir():
             _write_synthetic(root)
     print(f"data: the synthetic devkit in {root} (set VOC_ROOT to use a real one)", file=sys.stderr)
     return root
@@ -161,15 +159,7 @@ def _write_synthetic(root: Path) -> None:
 
     sizes = f"{synthetic.DEFAULT_TRAIN} train and {synthetic.DEFAULT_VAL} val images"
     print(f"data: writing the synthetic devkit, {sizes}, to {root} ...", file=sys.stderr, flush=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        synthetic.write_devkit(
-            partial, synthetic.DEFAULT_TRAIN, synthetic.DEFAULT_VAL, synthetic.DEFAULT_SEED
-        )
-        partial.chmod(0o755)  # mkdtemp makes a folder that only its owner may read
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    synthetic.write_devkit(root, synthetic.DEFAULT_TRAIN, synthetic.DEFAULT_VAL, synthetic.DEFAULT_SEED)
 
 
 def _read_lines(path: Path, cells: int, form: str) -> list[tuple[int, list[str]]]:

@@ -1,5 +1,7 @@
-import threading
-from collections.abc import Callable, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -281,38 +283,28 @@ def test_default_devkit__synthetic_is_written_once(
     ]
 
 
-def test_default_devkit__several_at_once(small_synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data import synthetic
-
-    written: list[Path] = []
-    real: Callable[..., object] = synthetic.write_devkit
-
-    def counting(root: Path, *arguments: int) -> None:
-        written.append(root)
-        real(root, *arguments)
-
-    monkeypatch.setattr(synthetic, "write_devkit", counting)
-    threads = [threading.Thread(target=default_devkit) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(written) == 1
-
-
-def test_default_devkit__a_failed_write_leaves_nothing(
-    small_synthetic: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from data import synthetic
-
-    def fail(root: Path, *arguments: int) -> None:
-        (root / "VOC2012").mkdir()
-        raise OSError("disk full")
-
-    monkeypatch.setattr(synthetic, "write_devkit", fail)
-    with pytest.raises(OSError, match="disk full"):
-        default_devkit()
-    assert [path.name for path in (small_synthetic / "runs").iterdir()] == [".synthetic.lock"]
+def test_default_devkit__several_processes_at_once(tmp_path: Path) -> None:
+    script = """
+from data import synthetic, voc
+synthetic.DEFAULT_TRAIN, synthetic.DEFAULT_VAL = 6, 4
+print(voc.default_devkit())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "VOC_ROOT"}
+    (tmp_path / "writer.py").write_text(script)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "writer.py"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [out for out, _ in outputs] == ["runs/synthetic\n"] * 3
+    assert sum("writing the synthetic devkit" in errors for _, errors in outputs) == 1
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real photographs are not on this machine")
