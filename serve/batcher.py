@@ -109,6 +109,7 @@ class Batcher(Generic[In, Out]):
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._worker = asyncio.create_task(self._work(), name="batcher")
+        self._worker.add_done_callback(self._end)
 
     @property
     def waiting(self) -> int:
@@ -147,21 +148,23 @@ class Batcher(Generic[In, Out]):
         return asyncio.CancelledError() if self._worker.cancelled() else self._worker.exception()
 
     async def _work(self) -> None:
-        try:
-            while batch := await self._next_batch():
-                self._running = batch
-                await self._answer(batch)
-                self._running = []
-        finally:
-            # After a drain nothing is left; on any other end nobody may wait for an answer that cannot come.
-            self._queue.drain()
-            left = self._running
-            while waiting := self._queue.take():
-                left = left + waiting
+        while batch := await self._next_batch():
+            self._running = batch
+            await self._answer(batch)
             self._running = []
-            for member in left:
-                _fail(member, BatcherClosed("the inference worker has ended"))
-            self._thread.shutdown(wait=False)
+
+    def _end(self, worker: "asyncio.Task[None]") -> None:
+        """Runs when the worker has ended, in whatever way; nobody may wait for an answer that cannot come.
+
+        A callback and not a `finally` in `_work`: a task cancelled before its first step runs no line of it.
+        """
+        self._queue.drain()
+        left, self._running = self._running, []
+        while waiting := self._queue.take():
+            left += waiting
+        for member in left:
+            _fail(member, BatcherClosed("the inference worker has ended"))
+        self._thread.shutdown(wait=False)
 
     async def _next_batch(self) -> list[_Member[In, Out]]:
         """The next batch once it is due; empty when drained."""

@@ -5,6 +5,7 @@ NOT_SERVING until the model is warm and from the first moment of the drain; SERV
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,9 @@ from serve.model import OnnxModel
 from serve.registry import open_source
 from serve.servicer import SERVICE, ScoringServicer
 
+# After the last answer new calls are still refused in words (UNAVAILABLE) for this long. Once gRPC's own stop
+# begins, a call that is on its way gets a bare CANCELLED, which a caller would not try again.
+_REFUSING_S = 0.2
 # Once all accepted work is answered, what is left are streams that never end by themselves (health Watch).
 _STREAMS_GRACE_S = 0.5
 
@@ -64,11 +68,13 @@ class ScoringServer:
         host, port = parse_address(self.config.listen, "--listen")
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
+            _try_port(host, port)
             bound = self._server.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise InputError(
-                f"cannot listen on {self.config.listen}: the port is in use or the host not of this machine; "
-                "choose another with --listen HOST:PORT (port 0 takes any free one)"
+                f"cannot listen on {self.config.listen}: {reason}; choose another with --listen HOST:PORT "
+                "(port 0 takes any free one)"
             ) from error
         await self._server.start()
         self.address = f"{host}:{bound}"
@@ -106,6 +112,7 @@ class ScoringServer:
         try:
             async with asyncio.timeout(grace):
                 await self.admission.wait_idle()
+                await asyncio.sleep(_REFUSING_S)
         except TimeoutError:
             lost = self.admission.requests
             await self._server.stop(0)
@@ -119,6 +126,16 @@ class ScoringServer:
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+
+def _try_port(host: str, port: int) -> None:
+    """Bind for a moment, for the reason in an OSError: gRPC gives none, and logs lines of its own."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
 
 
 def _load(config: ServerConfig) -> OnnxModel:

@@ -264,3 +264,13 @@ def test_batcher__a_storm_of_callers_is_answered_exactly_once(run_async):
         BatchFailed,
         asyncio.CancelledError,
     }
+
+
+def test_batcher__a_worker_cancelled_before_its_first_step_leaves_nobody_waiting(run_async):
+    async def scenario():
+        batcher = Batcher(Gate(opened=True), max_batch=2, max_delay=0.0)
+        batcher._worker.cancel()
+        with pytest.raises(BatcherClosed):
+            await batcher.submit(1)
+
+    run_async(scenario())

@@ -1,0 +1,145 @@
+"""The server as a process: what it prints, its exit codes, and its end under load."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto.tailacc.v1 import scoring_pb2 as pb
+from proto.tailacc.v1 import scoring_pb2_grpc
+
+_SERVER = Path(__file__).resolve().parents[2] / "serve" / "server.py"
+
+
+def _run(*options: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(_SERVER), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_server__one_ready_line_and_a_banner(start_server):
+    server = start_server()
+    host, port = server.address.rsplit(":", 1)
+    assert server.ready_line == f"ready {host}:{port}"
+    assert (host, int(port) > 0) == ("127.0.0.1", True)
+    code, rest, errors = server.finish(signal.SIGINT)
+    assert (code, rest) == (0, "")
+    for words in (
+        "mean pool 32 px",
+        "device   cpu",
+        "inference 1",
+        "in flight: 256 requests",
+        "SIGINT",
+        "stopped",
+    ):
+        assert words in errors
+    assert "Traceback" not in errors
+
+
+def test_server__sigterm_under_load_loses_nothing(start_server, encode, run_async):
+    """Every accepted request is answered; what is not accepted is UNAVAILABLE and nothing else."""
+    server = start_server("--max-batch", "4")
+    image = encode(1)
+
+    async def load() -> tuple[int, int]:
+        answered = refused = 0
+        stopped = asyncio.Event()
+
+        async def caller(channel):
+            nonlocal answered, refused
+            stub = scoring_pb2_grpc.ScoringStub(channel)
+            request = pb.ScoreRequest(images=[pb.Image(id=str(n), content=image) for n in range(8)])
+            while True:
+                try:
+                    response = await stub.Score(request, timeout=30)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    refused += 1
+                    if stopped.is_set():
+                        return
+                    continue
+                assert len(response.results) == 8
+                answered += 1
+                if answered == 100:
+                    server.process.send_signal(signal.SIGTERM)
+                    stopped.set()
+
+        channels = [grpc.aio.insecure_channel(server.address) for _ in range(4)]
+        await asyncio.gather(*(caller(channel) for channel in channels for _ in range(4)))
+        await asyncio.gather(*(channel.close() for channel in channels))
+        return answered, refused
+
+    answered, refused = run_async(load())
+    code, _, errors = server.finish()
+    assert code == 0
+    assert refused >= 16
+    assert f"stopped: {answered} requests accepted, 0 cut off" in errors
+
+
+def test_server__a_second_signal_stops_at_once(start_server, make_model, encode, run_async):
+    server = start_server("--max-batch", "1", "--grace-s", "600", model=make_model("slow"))
+
+    async def scenario():
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub = scoring_pb2_grpc.ScoringStub(channel)
+            images = [pb.Image(id=str(n), content=encode(n)) for n in range(64)]
+            call = stub.Score(pb.ScoreRequest(images=images))
+            await asyncio.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call
+
+    run_async(scenario())
+    code, _, errors = server.finish()
+    assert code == 1
+    assert "1 requests accepted, 1 cut off" in errors
+
+
+def test_server__a_port_in_use(start_server, model_file):
+    server = start_server()
+    result = _run("--model", str(model_file), "--listen", server.address)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert f"cannot listen on {server.address}" in result.stderr
+    assert "Address already in use" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "nothing.onnx"), "no model file at nothing.onnx"),
+        (
+            ("--model", "models:tailacc"),
+            "must be models:/NAME@ALIAS or models:/NAME/VERSION, got 'models:tailacc'",
+        ),
+        ((), "no MLflow store at sqlite:///mlflow.db"),
+        (("--listen", "8001"), "--listen must be HOST:PORT such as 127.0.0.1:8001, got '8001'"),
+        (("--max-batch", "0"), "--max-batch must be from 1 to 4096, got 0"),
+        (("--limits.image-bytes", "0"), "--limits.image-bytes must be at least 1, got 0"),
+        (
+            ("--limits.request-bytes", "5"),
+            "--limits.image-bytes (33554432) must not be above --limits.request-bytes (5)",
+        ),
+    ],
+)
+def test_server__bad_options_are_one_line_and_exit_code_2(tmp_path, monkeypatch, options, words):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if "--listen" not in options:
+        options = (*options, "--listen", "127.0.0.1:0")
+    result = _run(*options, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
