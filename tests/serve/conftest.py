@@ -89,7 +89,7 @@ def _build(path: Path, kind: str, seed: int, metadata: dict[str, str], batch: in
         ]
         last = "gathered"
     if kind == "slow":
-        side = 1400
+        side = 1000
         constants["big"] = rng.normal(0, 0.01, (side, side)).astype(np.float32)
         constants["nil"] = np.array(0, np.float32)
         # Tied to the input, or the products would be folded away when the model is loaded.

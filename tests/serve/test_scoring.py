@@ -1,0 +1,302 @@
+"""The client against real servers, and against one that misbehaves on purpose."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from data.errors import InputError
+from data.image import load
+from data.scores import METADATA_KEYS, failures_path, read_scores
+from proto.tailacc.v1 import scoring_pb2 as pb
+from proto.tailacc.v1 import scoring_pb2_grpc
+from serve.config import ClassifyConfig, Connection, ScoreConfig
+from serve.labelling import classify
+from serve.parts import parts_folder
+from serve.scoring import Job, score, split_jobs
+
+_CLIENT = Path(__file__).resolve().parents[2] / "serve" / "client.py"
+
+
+def _offline(model, paths):
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    images = np.stack([load(path.read_bytes(), 32) for path in paths])
+    return session.run(["logit", "score"], {"image": images})
+
+
+def _config(address, folder, out, **options) -> ScoreConfig:
+    connection = Connection(server=address, connect_s=options.pop("connect_s", 10), give_up_s=10)
+    return ScoreConfig(connection=connection, images=str(folder), out=out, **options)
+
+
+def test_split_jobs__bounded_by_count_and_bytes():
+    jobs = [Job(str(n), Path(str(n)), size) for n, size in enumerate((5, 5, 5, 20, 1, 1, 1, 1))]
+    sizes = [[job.size for job in chunk] for chunk in split_jobs(jobs, 3, 12)]
+    assert sizes == [[5, 5], [5], [20], [1, 1, 1], [1]]
+
+
+def test_score__the_file_equals_offline_and_the_account_closes(
+    start_server, model_file, image_folder, run_async, tmp_path, capsys
+):
+    folder = image_folder(60)
+    (folder / "cut.jpg").write_bytes((folder / "img_0001.jpg").read_bytes()[:200])
+    (folder / "text.jpg").write_text("this is not a picture")
+    (folder / "huge.jpg").write_bytes(bytes(30_000))
+    servers = [start_server("--limits.image-bytes", "20000"), start_server("--limits.image-bytes", "20000")]
+    out = tmp_path / "new" / "scores.parquet"
+    address = ",".join(server.address for server in servers)
+    assert run_async(score(_config(address, folder, out, batch=4))) == 0
+    scores = read_scores(out)
+    good = sorted(folder.glob("img_*.jpg"))
+    assert scores.classes == ("cat", "dog", "person")
+    assert scores.image_ids == tuple(path.stem for path in good)
+    logit, probability = _offline(model_file, good)
+    np.testing.assert_allclose(scores.logit, logit, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores.score, probability, rtol=0, atol=1e-6)
+    assert set(scores.failed) == {"cut", "text", "huge"}
+    assert scores.failed["text"].startswith("bad image: ")
+    assert "over the server's limit of 20000 (--limits.image-bytes)" in scores.failed["huge"]
+    assert tuple(scores.metadata) == METADATA_KEYS
+    counts = [scores.metadata[f"images_{what}"] for what in ("sent", "scored", "failed")]
+    assert counts == ["63", "60", "3"]
+    assert (scores.metadata["model_version"], len(scores.metadata["model_hash"])) == ("file", 64)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["scores.failed.csv", "scores.parquet"]
+    printed = capsys.readouterr()
+    assert f"{out}: 63 images sent, 60 scored, 3 failed" in printed.out
+    # Both servers had a part of the work.
+    for server in servers:
+        _, _, errors = server.finish(signal.SIGTERM)
+        accepted = int(re.search(r"stopped: (\d+) requests accepted", errors)[1])
+        assert accepted > 0
+
+
+def test_client__goes_on_after_kill_9(start_server, make_model, image_folder, tmp_path):
+    """Killed in the middle, the same command finishes, and scores no image again that was on disk."""
+    folder, out = image_folder(120), tmp_path / "scores.parquet"
+    server = start_server("--max-batch", "2", model=make_model("slow"))
+    command = [sys.executable, str(_CLIENT), "score", "--server", server.address, "--images", str(folder)]
+    command += ["--out", str(out), "--batch", "2", "--calls", "2"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    parts = parts_folder(out)
+    deadline = time.monotonic() + 60
+    while not list(parts.glob("*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert first.poll() is None
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not out.exists()
+    second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 0, second.stderr
+    kept = int(re.search(r"going on from (\d+) images", second.stderr)[1])
+    assert 0 < kept < 120
+    assert "120 images sent, 120 scored, 0 failed" in second.stdout
+    scores = read_scores(out)
+    logit, _ = _offline(make_model("slow"), sorted(folder.iterdir()))
+    np.testing.assert_allclose(scores.logit, logit, rtol=0, atol=1e-5)
+    assert not parts.exists()
+    assert not failures_path(out).exists()
+
+
+class Moody(scoring_pb2_grpc.ScoringServicer):
+    """Answers with fixed numbers after `moods`, one an attempt: a status code to abort with, "" for success."""
+
+    def __init__(self, moods: list[str], pushback: str | None = "30") -> None:
+        self.moods, self.pushback = moods, pushback
+        self.attempts = 0
+        self.hash = "a" * 64
+        self.in_flight = self.most = 0
+        self.delay = 0.0
+
+    async def GetModel(self, request, context):
+        return pb.GetModelResponse(
+            model=pb.ModelRef(name="m", version="1", hash=self.hash),
+            classes=["cat"],
+            image_size=32,
+            preprocessing="p",
+            thresholds=[0.5],
+            limits=pb.Limits(request_images=8, request_bytes=1 << 20, image_bytes=1 << 20),
+        )
+
+    async def Score(self, request, context):
+        mood = self.moods[self.attempts] if self.attempts < len(self.moods) else ""
+        self.attempts += 1
+        self.in_flight += len(request.images)
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(self.delay)
+        self.in_flight -= len(request.images)
+        if mood and mood != "INFERENCE":
+            pushed = mood == "RESOURCE_EXHAUSTED" and self.pushback
+            trailing = (("grpc-retry-pushback-ms", self.pushback),) if pushed else ()
+            await context.abort(grpc.StatusCode[mood], "a mood", trailing)
+        code = pb.ImageStatus.CODE_INFERENCE_FAILED if mood else pb.ImageStatus.CODE_OK
+        row = {} if mood else {"logits": [1.0], "scores": [0.5]}
+        results = [
+            pb.ImageResult(id=image.id, status=pb.ImageStatus(code=code, message="oh"), **row)
+            for image in request.images
+        ]
+        return pb.ScoreResponse(results=results, model=pb.ModelRef(name="m", version="1", hash=self.hash))
+
+
+async def _against(servicer, folder, out, **options) -> int:
+    server = grpc.aio.server()
+    scoring_pb2_grpc.add_ScoringServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        return await score(_config(f"127.0.0.1:{port}", folder, out, **options))
+    finally:
+        await server.stop(0)
+
+
+def test_score__retries_what_may_pass(image_folder, run_async, tmp_path):
+    servicer = Moody(["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "INFERENCE", "CANCELLED"])
+    out = tmp_path / "scores.parquet"
+    assert run_async(_against(servicer, image_folder(3), out, calls=1)) == 0
+    assert len(read_scores(out)) == 3
+    assert servicer.attempts == 6
+
+
+@pytest.mark.parametrize(
+    ("moods", "attempts", "words"),
+    [
+        (["INTERNAL"], 1, "INTERNAL: a mood"),
+        (["INVALID_ARGUMENT"], 1, "INVALID_ARGUMENT: a mood"),
+        (["RESOURCE_EXHAUSTED"], 1, "RESOURCE_EXHAUSTED: a mood"),
+    ],
+)
+def test_score__what_cannot_pass_is_not_tried_again(
+    image_folder, run_async, tmp_path, capsys, moods, attempts, words
+):
+    servicer = Moody(moods, pushback=None)
+    out = tmp_path / "scores.parquet"
+    assert run_async(_against(servicer, image_folder(3), out, calls=1)) == 1
+    assert servicer.attempts == attempts
+    assert not out.exists()
+    message = capsys.readouterr().err
+    assert words in message
+    assert "0 of 3 images are kept" in message
+
+
+def test_score__an_image_that_the_model_always_fails_on_is_a_failure(
+    image_folder, run_async, tmp_path, capsys
+):
+    out = tmp_path / "scores.parquet"
+    assert run_async(_against(Moody(["INFERENCE"] * 99), image_folder(3), out, calls=1)) == 1
+    scores = read_scores(out)
+    assert len(scores) == 0
+    assert scores.failed == {f"img_000{n}": "inference failed: oh" for n in range(3)}
+    assert "no image could be scored" in capsys.readouterr().err
+
+
+def test_score__images_in_flight_are_bounded(image_folder, run_async, tmp_path):
+    servicer = Moody([])
+    servicer.delay = 0.02
+    assert run_async(_against(servicer, image_folder(60), tmp_path / "s.parquet", calls=3, batch=4)) == 0
+    assert 4 < servicer.most <= 12
+
+
+def test_score__a_model_that_changes_stops_the_run(image_folder, run_async, tmp_path, capsys):
+    servicer = Moody([])
+    folder, out = image_folder(12), tmp_path / "scores.parquet"
+    answer = servicer.Score
+
+    async def changing(request, context):
+        response = await answer(request, context)
+        servicer.hash = "b" * 64
+        return response
+
+    servicer.Score = changing
+    assert run_async(_against(servicer, folder, out, calls=1, batch=4)) == 1
+    assert "the model changed" in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(InputError, match="holds parts of another run: model hash was aaaa"):
+        run_async(_against(servicer, folder, out))
+
+
+def test_score__servers_of_different_models_are_refused(
+    start_server, make_model, image_folder, run_async, tmp_path
+):
+    address = ",".join((start_server().address, start_server(model=make_model(seed=1)).address))
+    with pytest.raises(InputError, match="the servers have different models"):
+        run_async(score(_config(address, image_folder(1), tmp_path / "s.parquet")))
+
+
+def test_score__a_server_that_dies_leaves_its_work_to_the_other(
+    start_server, make_model, image_folder, run_async, tmp_path
+):
+    servers = [start_server("--max-batch", "2", model=make_model("slow")) for _ in range(2)]
+    folder, out = image_folder(60), tmp_path / "s.parquet"
+
+    async def scenario():
+        address = ",".join(server.address for server in servers)
+        scoring = asyncio.create_task(score(_config(address, folder, out, batch=2)))
+        await asyncio.sleep(0.5)
+        servers[0].process.kill()
+        return await scoring
+
+    assert run_async(scenario()) == 0
+    assert len(read_scores(out)) == 60
+
+
+def test_score__a_server_that_is_not_there(
+    image_folder, run_async, tmp_path, free_port, start_server, capsys
+):
+    nowhere = f"127.0.0.1:{free_port}"
+    folder = image_folder(1)
+    with pytest.raises(InputError) as info:
+        run_async(score(_config(nowhere, folder, tmp_path / "s.parquet", connect_s=0.5)))
+    assert str(info.value) == (
+        f"no server is ready after 0.5 s: {nowhere} does not answer. Start one: python serve/server.py "
+        f"--listen {nowhere}, or name another: --server HOST:PORT"
+    )
+    both = f"{nowhere},{start_server().address}"
+    assert run_async(score(_config(both, folder, tmp_path / "s.parquet", connect_s=1.5))) == 0
+    assert f"warning: going on without {nowhere}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("server", ["", "host", "host:", ":1", "host:0", "host:99999", "a:1,,b:2", "a:1,b"])
+def test_connection__a_bad_address_is_named(server):
+    with pytest.raises(InputError, match="--server"):
+        Connection(server=server).check()
+
+
+def test_classify__prints_labels_above_their_thresholds(
+    start_server, model_file, image_folder, run_async, capsys
+):
+    folder = image_folder(4)
+    (folder / "bad.jpg").write_text("not a picture")
+    paths = (*sorted(folder.glob("img_*")), folder / "bad.jpg")
+    connection = Connection(server=start_server().address)
+    assert run_async(classify(ClassifyConfig(paths, connection))) == 1
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    _, scores = _offline(model_file, paths[:4])
+    shown = [
+        f"{name} {value:.2f}"
+        for row in scores
+        for name, value, threshold in zip(("cat", "dog", "person"), row, (0.5, 0.4, 0.6), strict=True)
+        if value > threshold
+    ]
+    assert shown
+    for label in shown:
+        assert label in printed
+    assert "bad image: it is text" in printed
+    with pytest.raises(InputError, match=r"no image file at nowhere\.jpg"):
+        run_async(classify(ClassifyConfig((Path("nowhere.jpg"),), connection)))
+
+
+def test_client__usage_errors_are_exit_code_2(tmp_path):
+    for options in (("classify",), ("score", "--images", str(tmp_path)), ("score", "--batch", "0"), ()):
+        result = subprocess.run(
+            [sys.executable, str(_CLIENT), *options], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (result.returncode, result.stdout) == (2, ""), options
+        assert "Traceback" not in result.stderr
