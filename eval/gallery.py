@@ -1,0 +1,129 @@
+"""Pictures of what the figures stand on: the best and worst scored photographs of a class.
+
+Galleries show every image, ignored ones too (marked), so that a person sees what was not counted.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from eval.joining import Joined
+from eval.ranking import id_ranks, rank_pairs
+
+GALLERY_CLASSES, GALLERY_IMAGES = 5, 5
+SHEET_IMAGES = 50
+_SHEET_COLUMNS = 10
+_TILE, _CAPTION, _GAP = 120, 18, 6
+_GALLERY_SIDE = 220
+_INK, _PAPER = (28, 32, 38), (255, 255, 255)
+# Colours that also differ in lightness; the mark in words stands beside them.
+_COLOURS = {"yes": (0, 120, 90), "no": (190, 60, 20), "ignored": (120, 120, 130)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One photograph in a gallery: its score for the class and its truth ("yes", "no" or "ignored")."""
+
+    image_id: str
+    score: float
+    truth: str
+    path: Path
+
+
+def random_classes(joined: Joined, columns: Sequence[int], seed: int) -> list[int]:
+    """Up to 5 of the columns, drawn without replacement from those that have a positive, in class order."""
+    able = [c for c in columns if (joined.target[:, c] & joined.mask[:, c]).any()]
+    drawn = np.random.default_rng(seed).permutation(np.array(able, np.int64))[:GALLERY_CLASSES]
+    return sorted(int(c) for c in drawn)
+
+
+def extremes(joined: Joined, column: int, count: int) -> tuple[list[Shown], list[Shown]]:
+    """The `count` best and the `count` worst scored images of a class, ignored ones too.
+
+    Best: highest first. Worst: lowest first. Both lists are shorter where there are fewer images; then
+    they overlap.
+    """
+    ranks = id_ranks(joined.image_ids, len(joined.image_ids))
+    rows = np.empty(len(ranks), np.int64)
+    rows[ranks.astype(np.int64)] = np.arange(len(ranks))
+    target, everything = joined.target[:, column], np.ones(len(ranks), np.uint8)
+    order = rows[rank_pairs(np.ascontiguousarray(joined.logit[:, column]), target, everything, ranks).id_rank]
+
+    def shown(row: int) -> Shown:
+        truth = "ignored" if not joined.mask[row, column] else "yes" if target[row] else "no"
+        return Shown(joined.image_ids[row], float(joined.score[row, column]), truth, joined.paths[row])
+
+    return [shown(row) for row in order[:count]], [shown(row) for row in order[::-1][:count]]
+
+
+def thumbnail(path: Path, side: int) -> Image.Image:
+    """The photograph, upright, RGB, at most `side` pixels; a grey tile that says so where it can't be read.
+
+    For looking at only: JPEGs are decoded at a reduced size, which is several times faster.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * side, 2 * side))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        blank = Image.new("RGB", (side, side * 3 // 4), (200, 200, 205))
+        ImageDraw.Draw(blank).text((8, 8), "unreadable", fill=_INK)
+        return blank
+    upright.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return upright
+
+
+def data_uri(path: Path) -> str:
+    """A thumbnail of the photograph as text that stands in a page."""
+    stream = io.BytesIO()
+    thumbnail(path, _GALLERY_SIDE).save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def contact_sheet(images: Sequence[Shown], title: str) -> Image.Image:
+    """All images on one sheet, ten in a row, with score and truth under each."""
+    columns = min(_SHEET_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    font, head = ImageFont.load_default(12), ImageFont.load_default(16)
+    width = max(columns * (_TILE + _GAP) + _GAP, round(head.getlength(title)) + 2 * _GAP)
+    sheet = Image.new("RGB", (width, rows * (_TILE + _CAPTION + _GAP) + 30), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, 5), title, fill=_INK, font=head)
+    for place, shown in enumerate(images):
+        x = _GAP + place % columns * (_TILE + _GAP)
+        y = 30 + place // columns * (_TILE + _CAPTION + _GAP)
+        small = thumbnail(shown.path, _TILE)
+        sheet.paste(small, (x + (_TILE - small.width) // 2, y + _TILE - small.height))
+        draw.rectangle((x, y + _TILE + 1, x + 3, y + _TILE + _CAPTION - 2), fill=_COLOURS[shown.truth])
+        caption = f"{shown.score:.3f} {shown.truth}"
+        draw.text((x + 7, y + _TILE + 1), caption, fill=_COLOURS[shown.truth], font=font)
+    return sheet
+
+
+def sheet_names(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """For each class, the file names of its sheets (top, bottom), safe and unique for any class name."""
+    stems = [f"{c + 1:02d}-" + re.sub(r"[^\w-]+", "_", name) for c, name in enumerate(classes)]
+    return [(f"{stem}-top.jpg", f"{stem}-bottom.jpg") for stem in stems]
+
+
+def write_sheets(joined: Joined, folder: Path, columns: Iterable[int], threads: int = 2) -> None:
+    """Write the contact sheets of the 50 best and the 50 worst images of the classes at `columns`."""
+    folder.mkdir()
+    names = sheet_names(joined.classes)
+
+    def write(column: int) -> None:
+        for images, name, what in zip(
+            extremes(joined, column, SHEET_IMAGES), names[column], ("highest", "lowest"), strict=True
+        ):
+            title = f"{joined.classes[column]}: the {len(images)} {what} scores in {joined.name}"
+            contact_sheet(images, title).save(folder / name, "JPEG", quality=82)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, columns))
