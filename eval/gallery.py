@@ -29,9 +29,10 @@ _COLOURS = {"yes": (0, 120, 90), "no": (190, 60, 20), "ignored": (120, 120, 130)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One photograph in a gallery: its score for the class and its truth ("yes", "no" or "ignored")."""
+    """One photograph in a gallery: logit and score for the class, and its truth ("yes", "no" or "ignored")."""
 
     image_id: str
+    logit: float
     score: float
     truth: str
     path: Path
@@ -58,7 +59,8 @@ def extremes(joined: Joined, column: int, count: int) -> tuple[list[Shown], list
 
     def shown(row: int) -> Shown:
         truth = "ignored" if not joined.mask[row, column] else "yes" if target[row] else "no"
-        return Shown(joined.image_ids[row], float(joined.score[row, column]), truth, joined.paths[row])
+        logit, score = float(joined.logit[row, column]), float(joined.score[row, column])
+        return Shown(joined.image_ids[row], logit, score, truth, joined.paths[row])
 
     return [shown(row) for row in order[:count]], [shown(row) for row in order[::-1][:count]]
 

@@ -80,7 +80,7 @@ def tail_plots(means: Means) -> dict[str, str]:
     """Three SVG texts: the mean Tailacc over relative position, over coverage, and over the absolute logit."""
     relative, absolute = means.curves[RELATIVE], means.curves[ABSOLUTE]
     position = relative.tail.position
-    label = "position of t: 0 = classification threshold, 1 = the class's maximum"
+    label = "position of t (0 = threshold, 1 = the class's maximum)"
     size = (5.2, 4.0)
     coverage = np.where(relative.tail.coverage > 0, relative.tail.coverage, np.nan) * 100
 
@@ -112,14 +112,22 @@ def accuracy_plot(judgement: Judgement) -> str:
         axes = figure.subplots()
         for values, colour, marker, label in (
             (judgement.always_no, _SECOND, "|", "accuracy of “always no”"),
-            (judgement.accuracy, _THIRD, "D", "accuracy"),
+            (judgement.accuracy, _THIRD, "x", "accuracy"),
             (judgement.ap["voc2010"], _LINE, "o", "AP"),
         ):
             axes.plot(
-                values[order], rows, linestyle="", marker=marker, color=colour, label=label, markersize=6
+                values[order],
+                rows,
+                linestyle="",
+                marker=marker,
+                color=colour,
+                label=label,
+                markersize=6,
+                markeredgewidth=1.5,
+                clip_on=False,
             )
         axes.set_yticks(rows, names)
-        axes.set_xlim(right=1.005)
+        axes.set_xlim(right=1)
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1.2)
 
