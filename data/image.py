@@ -9,7 +9,8 @@ What each input becomes:
     JPEG            libjpeg-turbo through simplejpeg: full size (no DCT scaling), accurate DCT, smooth
                     upsampling; strict: any sign of damage is an error, so a truncated file is never a
                     half-grey picture. Two complaints that change no pixel are let through (`_HARMLESS`)
-    PNG             Pillow; of an animated PNG the first frame
+    PNG             Pillow, after a check of every checksum and of the end marker; of an animated PNG the
+                    first frame
     orientation     EXIF tag 274 is applied, in JPEG and in PNG; a broken EXIF block counts as upright
     grey            the value three times
     CMYK, YCCK      ink to RGB by (255 - ink) * (255 - black) / 255, where the file stores 255 - ink as Adobe
@@ -28,6 +29,7 @@ import base64
 import hashlib
 import io
 import struct
+import zlib
 from functools import cache
 from importlib.metadata import version
 
@@ -144,6 +146,7 @@ def _decode_png(data: bytes) -> Pixels:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ImageError(f"damaged PNG: its {len(data):,} bytes end before the picture starts")
     _check_pixels(*struct.unpack(">II", data[16:24]))
+    _check_chunks(data)
     picture = _open(data, "PNG")
     orientation = _orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
@@ -153,6 +156,22 @@ def _decode_png(data: bytes) -> Pixels:
         background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
         picture = Image.alpha_composite(background, picture)
     return _upright(np.asarray(picture.convert("RGB")), orientation)
+
+
+def _check_chunks(data: bytes) -> None:
+    """Compare every chunk's checksum, to the end marker: Pillow takes damaged pixels as they come."""
+    view, at = memoryview(data), len(_PNG)
+    while at + 12 <= len(data):
+        length = int.from_bytes(view[at : at + 4], "big")
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big") or end + 4 > len(
+            data
+        ):
+            raise ImageError(f"damaged PNG: the checksum of its part {kind!r} at byte {at:,} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise ImageError(f"damaged PNG: its {len(data):,} bytes end before the end marker")
 
 
 def _high_byte(picture: Image.Image) -> Image.Image:
@@ -216,7 +235,7 @@ def _what_is(data: bytes) -> str:
         return "an empty file (0 bytes)"
     for offset, magic, name in _MAGIC:
         if data[offset:].startswith(magic):
-            return f"a {name} file"
+            return f"{'an' if name == 'AVIF' else 'a'} {name} file"
     start = data[:512]
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
         return f"text, starting with '{start[:20].decode('utf-8', 'replace').splitlines()[0]}'"
