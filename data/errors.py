@@ -1,7 +1,7 @@
 """The one exception for what a user can put right: bad input, a wrong option, a missing file."""
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Raised where a bad value enters. The message names the rule, the value and the choices.
 
     Entry files turn it into one line on stderr and exit code 2 (`data.cli.run`).

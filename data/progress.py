@@ -24,7 +24,8 @@ class ProgressBar:
         self.done = 0
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        # In a worker of Ray, stderr is a stand-in without `isatty`.
+        if getattr(sys.stderr, "isatty", lambda: False)():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Accelerate training of one configuration, checkpoints, ONNX export and tracking."""

@@ -1,0 +1,126 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from data.errors import InputError
+from data.image import fingerprint
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
+from train import checkpoint, export
+from train.augment import to_float
+from train.config import ModelConfig, ScheduleConfig, TrackingConfig, TrainConfig
+from train.evaluation import predict
+from train.heads import make_model
+from train.loop import fit
+from train.onnx_graph import ParityError, check_parity, export_onnx
+from train.publish import export_run, newest_run
+from train.tracking import client
+
+
+def info(classes: int, size: int = 32) -> ModelInfo:
+    names = tuple(f"c{i}" for i in range(classes))
+    return ModelInfo("m", names, size, "p", (2.0,) * classes, (-1.0,) * classes, (0.5,) * classes)
+
+
+def images(count: int = 40, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def varied(backbone: str, size: int) -> nn.Module:
+    """A model whose outputs vary over images, as a trained one's do."""
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(backbone=backbone, weights="none"), 3, size)
+    nn.init.normal_(model.head.linear.weight, std=1.0)
+    with torch.no_grad():  # batch-norm statistics, without which an untrained network gives constants
+        for _ in range(20):
+            model.train()(to_float(torch.from_numpy(images(16, size))))
+    return model
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("tiny_resnet", 32), ("mobilenet_v2", 64)])
+def test_export_onnx__equals_torch_at_any_batch_size(backbone: str, size: int, tmp_path: Path) -> None:
+    model, pixels = varied(backbone, size).eval(), images(size=size)
+    parity = export_onnx(model, info(3, size), pixels, tmp_path / "m.onnx")
+    assert parity.difference <= 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [(i.name, i.type, i.shape[1:]) for i in session.get_inputs()] == [
+        (INPUT_NAME, "tensor(uint8)", [size, size, 3])
+    ]
+    assert [output.name for output in session.get_outputs()] == [LOGIT_NAME, SCORE_NAME]
+    for count in (1, 7, 40):
+        logit, score = session.run(None, {INPUT_NAME: pixels[:count]})
+        wanted = predict(model, pixels, np.arange(count), torch.device("cpu"))
+        np.testing.assert_allclose(logit, wanted, atol=1e-4)
+        np.testing.assert_allclose(score, 1 / (1 + np.exp(-(2 * logit.astype(np.float64) - 1))), atol=1e-6)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}
+    assert ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m.onnx") == info(3, size)
+
+
+def test_export_onnx__constant_outputs_prove_nothing(tmp_path: Path) -> None:
+    model = varied("tiny_cnn", 32)
+    nn.init.zeros_(model.head.linear.weight)
+    with pytest.raises(ParityError, match="parity proves nothing"):
+        export_onnx(model, info(3), images(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_parity__another_models_file_is_refused(tmp_path: Path) -> None:
+    export_onnx(varied("tiny_cnn", 32), info(3), images(), tmp_path / "m.onnx")
+    proto = onnx.load(tmp_path / "m.onnx")
+    tensor = next(t for t in proto.graph.initializer if t.name.endswith("linear.weight"))
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.001, tensor.name))
+    onnx.save_model(proto, tmp_path / "other.onnx")
+    from train.onnx_graph import ServedModel
+
+    model = ServedModel(varied("tiny_cnn", 32).eval(), (1.0,) * 3, (0.0,) * 3)
+    with pytest.raises(ParityError, match=r"may differ by at most 0.0001, but they differ by"):
+        check_parity(model, tmp_path / "other.onnx", images())
+
+
+@pytest.fixture
+def finished(smoke: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    config = dataclasses.replace(
+        smoke, schedule=ScheduleConfig(epochs=2), tracking=TrackingConfig(), out=tmp_path / "runs/train/one"
+    )
+    fit(config)
+    return config
+
+
+def test_main__exports_and_registers_the_champion(
+    finished: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.out is not None
+    assert export.main(["--out", "model.onnx", "--alias", "champion"]) == 0
+    printed = capsys.readouterr().out
+    assert "registered models:/tailacc/1 as @champion" in printed
+    version = client().get_model_version_by_alias("tailacc", "champion")
+    assert version.run_id == checkpoint.load(finished.out / checkpoint.BEST)["run_id"]
+    meta = onnx.load("model.onnx").metadata_props
+    known = ModelInfo.from_metadata({item.key: item.value for item in meta}, "model.onnx")
+    assert known.preprocessing == fingerprint(32)
+    assert known.run_id == version.run_id
+    assert json.loads(known.config)["model"]["backbone"] == "tiny_cnn"
+    assert known.classes[0] == "aeroplane"
+
+
+def test_export_run__what_is_not_a_finished_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no best.pt: it is not the folder of a run"):
+        export_run(tmp_path, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="no finished run in"):
+        newest_run(tmp_path)
+
+
+def test_export_run__other_preprocessing_is_refused(finished: TrainConfig, tmp_path: Path) -> None:
+    assert finished.out is not None
+    best = checkpoint.load(finished.out / checkpoint.BEST)
+    checkpoint.save(finished.out / checkpoint.BEST, best | {"preprocessing": "0123"})
+    with pytest.raises(InputError, match="was trained with preprocessing 0123, but this installation gives"):
+        export_run(finished.out, tmp_path / "m.onnx")

@@ -1,0 +1,223 @@
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.errors import InputError
+from train import checkpoint
+from train.config import LossConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from train.loop import Diverged, Epoch, fit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def epochs(config: TrainConfig, count: int, **changes: object) -> TrainConfig:
+    return dataclasses.replace(config, schedule=ScheduleConfig(epochs=count), **changes)  # type: ignore[arg-type]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(out / checkpoint.LAST)
+    return {f"{part}.{key}": value for part in ("model", "ema") for key, value in state[part].items()}
+
+
+def history(out: Path) -> list[dict[str, str]]:
+    with (out / checkpoint.HISTORY).open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_fit__learns_and_leaves_exactly_its_files(smoke: TrainConfig) -> None:
+    seen: list[Epoch] = []
+    result = fit(epochs(smoke, 8), seen.append)
+    assert smoke.out is not None
+    assert {path.name for path in smoke.out.iterdir()} == set(checkpoint.RUN_FILES)
+    assert [epoch.epoch for epoch in seen] == list(range(1, 9))
+    assert result.best_map == max(epoch.metrics["val/map"] for epoch in seen)
+    # Chance is about the share of positives, 0.25.
+    assert result.best_map > 0.5
+    assert seen[-1].metrics["train/loss"] < seen[0].metrics["train/loss"]
+    assert json.loads((smoke.out / checkpoint.RESULT).read_text())["best_epoch"] == result.best_epoch
+    assert len(history(smoke.out)) == 8
+    best = checkpoint.load(smoke.out / checkpoint.BEST)
+    assert best["map"] == result.best_map
+    assert best["epoch"] == result.best_epoch
+
+
+def test_fit__same_seed_same_weights_other_seed_others(smoke: TrainConfig, tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(epochs(smoke, 1, out=tmp_path / name, seed=seed))
+        runs[name] = weights(tmp_path / name)
+    assert all(torch.equal(runs["a"][key], runs["b"][key]) for key in runs["a"])
+    assert not all(torch.equal(runs["a"][key], runs["c"][key]) for key in runs["a"])
+
+
+def test_fit__resumed_after_an_interruption_ends_with_the_same_weights(
+    smoke: TrainConfig, tmp_path: Path
+) -> None:
+    whole, cut = epochs(smoke, 4, out=tmp_path / "whole"), epochs(smoke, 4, out=tmp_path / "cut")
+    fit(whole)
+
+    def interrupt(epoch: Epoch) -> None:
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(cut, interrupt)
+    result = fit(dataclasses.replace(cut, resume=True))
+    assert result.epochs == 4
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    skip = {"time/seconds", "time/images_per_second"}
+    rows = [
+        [{k: v for k, v in row.items() if k not in skip} for row in history(tmp_path / n)]
+        for n in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_fit__killed_process_can_be_resumed(smoke: TrainConfig, devkit: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    flags = ["--preset", "smoke", "--data.root", devkit, "--data.cache", devkit / "cache", "--out", out]
+    flags += ["--schedule.epochs", "60", "--tracking.enabled", "False"]
+    command = [sys.executable, str(ROOT / "train" / "main.py"), *map(str, flags)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / checkpoint.LAST).is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(checkpoint.load(out / checkpoint.LAST)["history"])
+    assert 1 <= done < 60
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"epoch {done + 1}/60" in again.stderr
+    assert f"epoch {done}/60" not in again.stderr
+    assert len(history(out)) == 60
+
+
+def test_fit__early_stopping_counts_epochs_without_a_better_map(smoke: TrainConfig) -> None:
+    still = dataclasses.replace(
+        smoke,
+        optimizer=OptimizerConfig(lr=1e-12, backbone_lr=1e-12),
+        schedule=ScheduleConfig(epochs=9, patience=2),
+        ema=0.0,
+    )
+    result = fit(still)
+    assert result.epochs == result.best_epoch + 2
+
+
+def test_fit__refuses_a_folder_that_is_in_use(smoke: TrainConfig) -> None:
+    assert smoke.out is not None
+    with pytest.raises(InputError, match=r"--resume: no last.pt in"):
+        fit(dataclasses.replace(smoke, resume=True))
+    fit(epochs(smoke, 1))
+    with pytest.raises(InputError, match="is not empty; choose another folder, or --resume"):
+        fit(smoke)
+    with pytest.raises(InputError, match=r"--resume: loss.name was bce in .* but is now asl"):
+        fit(epochs(smoke, 1, resume=True, loss=LossConfig(name="asl")))
+    (smoke.out / "thesis.txt").write_text("keep me")
+    with pytest.raises(InputError, match=r"holds 'thesis.txt', which is not a run's file"):
+        fit(dataclasses.replace(smoke, overwrite=True))
+    (smoke.out / "thesis.txt").unlink()
+    assert fit(epochs(smoke, 1, overwrite=True)).epochs == 1
+
+
+def test_fit__damaged_checkpoint_is_named(smoke: TrainConfig) -> None:
+    assert smoke.out is not None
+    fit(epochs(smoke, 1))
+    last = smoke.out / checkpoint.LAST
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"checkpoint .*last.pt is damaged"):
+        fit(epochs(smoke, 1, resume=True))
+
+
+def test_fit__loss_that_is_not_finite_names_step_and_image(smoke: TrainConfig) -> None:
+    wild = dataclasses.replace(smoke, optimizer=OptimizerConfig(lr=1e30, backbone_lr=1e30, clip=0))
+    with pytest.raises(
+        Diverged, match=r"not finite at step \d+ \(epoch \d+, batch from image '2012_train\d+'\)"
+    ):
+        fit(wild)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"backbone": "resnet19"}}, "unknown backbone 'resnet19'; choose one of: .*resnet18"),
+        ({"model": {"head": "round"}}, "unknown head 'round'; choose one of: linear"),
+        ({"loss": {"name": "hinge"}}, "unknown loss 'hinge'; choose one of: asl, bce"),
+    ],
+)
+def test_fit__unknown_name_is_refused_before_anything_is_written(
+    smoke: TrainConfig, change: dict[str, dict[str, str]], message: str
+) -> None:
+    parts = {key: dataclasses.replace(getattr(smoke, key), **value) for key, value in change.items()}
+    with pytest.raises(InputError, match=message):
+        fit(dataclasses.replace(smoke, **parts))  # type: ignore[arg-type]
+    assert smoke.out is not None
+    assert not smoke.out.exists()
+
+
+def test_fit__two_processes_train_what_one_trains(smoke: TrainConfig, devkit: Path, tmp_path: Path) -> None:
+    """torchrun really starts two gloo processes; batch-norm statistics are each process's own, so the
+    curves agree in shape rather than to the last digit. The selection part has an odd size."""
+    flags = ["--preset", "smoke", "--data.root", devkit, "--data.cache", devkit / "cache", "--batch-size", 32]
+    flags += [
+        "--schedule.epochs",
+        3,
+        "--tracking.enabled",
+        "False",
+        "--precision",
+        "float32",
+        "--data.selection",
+        0.13,
+    ]
+    main = str(ROOT / "train" / "main.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", main]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, start in (("one", [sys.executable, main]), ("two", launch)):
+        command = [*start, *map(str, flags), "--out", str(tmp_path / name)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert f"{1 if name == 'one' else 2} process(es)" in done.stderr
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    selection = [(tmp_path / name / checkpoint.SELECTION).read_text() for name in ("one", "two")]
+    assert selection[0] == selection[1]
+    assert (len(selection[0].splitlines()) - 1) % 2 == 1
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=0.1)
+        assert float(a["lr"]) == float(b["lr"])
+
+
+def test_main__accelerate_launch_runs_it(devkit: Path, tmp_path: Path) -> None:
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    flags = [
+        "--preset",
+        "smoke",
+        "--data.root",
+        devkit,
+        "--data.cache",
+        devkit / "cache",
+        "--out",
+        tmp_path / "run",
+    ]
+    command = [
+        accelerate,
+        "launch",
+        str(ROOT / "train" / "main.py"),
+        *map(str, flags),
+        "--schedule.epochs",
+        "1",
+    ]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "best selection mAP" in done.stdout
+    assert "mlflow ui" in done.stdout

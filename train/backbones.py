@@ -1,0 +1,227 @@
+"""Backbones: images in, features out, through one registry.
+
+A backbone maps float[N, 3, S, S] (normalised) to `Features`: the last feature map and one pooled vector an
+image, as torchvision's own classifier of that architecture sees it.
+"""
+
+import itertools
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import InputError
+
+
+class Features(NamedTuple):
+    """map: float[N, D_map, H, W]; pooled: float[N, D]."""
+
+    map: Tensor
+    pooled: Tensor
+
+
+class Backbone(nn.Module):
+    """A trunk that gives a feature map, and the pooling that its classifier expects.
+
+    Attributes:
+        dim: D, the length of the pooled vector.
+    """
+
+    def __init__(self, trunk: nn.Module, pool: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.trunk, self.pool, self.dim = trunk, pool, dim
+
+    def forward(self, x: Tensor) -> Features:
+        feature_map = self.trunk(x)
+        return Features(feature_map, self.pool(feature_map))
+
+
+class VisionTransformerBackbone(nn.Module):
+    """torchvision's ViT: the patch tokens as the map, the class token as the pooled vector."""
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit, self.dim = vit, int(vit.hidden_dim)
+
+    def forward(self, x: Tensor) -> Features:
+        side = x.shape[-1] // self.vit.patch_size
+        tokens = self.vit._process_input(x)
+        tokens = torch.cat([self.vit.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = self.vit.encoder(tokens)
+        feature_map = tokens[:, 1:].transpose(1, 2).reshape(-1, self.dim, side, side)
+        return Features(feature_map, tokens[:, 0])
+
+
+def _global_average() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _resnet(model: Any) -> nn.Module:
+    names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    trunk = nn.Sequential(*(getattr(model, name) for name in names))
+    return Backbone(trunk, _global_average(), model.fc.in_features)
+
+
+def _mobilenet_v2(model: Any) -> nn.Module:
+    return Backbone(model.features, _global_average(), model.last_channel)
+
+
+def _mobilenet_v3(model: Any) -> nn.Module:
+    # The first layer of its classifier is pre-trained too (960 -> 1280, hardswish): keep it.
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *model.classifier[:2])
+    return Backbone(model.features, pool, model.classifier[0].out_features)
+
+
+def _efficientnet(model: Any) -> nn.Module:
+    return Backbone(model.features, _global_average(), model.classifier[-1].in_features)
+
+
+def _convnext(model: Any) -> nn.Module:
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), model.classifier[0], nn.Flatten())
+    return Backbone(model.features, pool, model.classifier[-1].in_features)
+
+
+def _swin(model: Any) -> nn.Module:
+    trunk = nn.Sequential(model.features, model.norm, model.permute)
+    return Backbone(trunk, _global_average(), model.head.in_features)
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False))
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.norm(self.body(x)))
+
+
+def _tiny_cnn() -> nn.Module:
+    """Five plain convolutions, 0.2 M parameters, for 32 to 96 px on a CPU."""
+    widths = (24, 48, 96, 128)
+    layers: list[nn.Module] = [_conv(3, widths[0], 2)]
+    for before, after in itertools.pairwise(widths):
+        layers.append(_conv(before, after, 2))
+    layers.append(_conv(widths[-1], widths[-1]))
+    return Backbone(nn.Sequential(*layers), _global_average(), widths[-1])
+
+
+def _tiny_resnet() -> nn.Module:
+    """Four strided convolutions with a residual block each, 1.2 M parameters, for 32 to 96 px on a CPU."""
+    widths = (24, 48, 96, 192)
+    layers: list[nn.Module] = [_conv(3, widths[0], 2)]
+    for before, after in itertools.pairwise(widths):
+        layers += [_conv(before, after, 2), _Residual(after)]
+    return Backbone(nn.Sequential(*layers), _global_average(), widths[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """How one backbone is built.
+
+    Attributes:
+        build: makes it without weights. For torchvision's: takes the full classifier and keeps its trunk.
+        torchvision: name of torchvision's builder; "" for our own small networks, which have no weights.
+        sizes: the input sizes it takes in pixels; empty: any.
+    """
+
+    build: Callable[..., nn.Module]
+    torchvision: str = ""
+    sizes: tuple[int, ...] = ()
+
+
+BACKBONES: dict[str, BackboneSpec] = {
+    "tiny_cnn": BackboneSpec(_tiny_cnn),
+    "tiny_resnet": BackboneSpec(_tiny_resnet),
+    "resnet18": BackboneSpec(_resnet, "resnet18"),
+    "resnet34": BackboneSpec(_resnet, "resnet34"),
+    "resnet50": BackboneSpec(_resnet, "resnet50"),
+    "resnet101": BackboneSpec(_resnet, "resnet101"),
+    "mobilenet_v2": BackboneSpec(_mobilenet_v2, "mobilenet_v2"),
+    "mobilenet_v3_large": BackboneSpec(_mobilenet_v3, "mobilenet_v3_large"),
+    "efficientnet_v2_s": BackboneSpec(_efficientnet, "efficientnet_v2_s"),
+    "convnext_tiny": BackboneSpec(_convnext, "convnext_tiny"),
+    "swin_v2_t": BackboneSpec(_swin, "swin_v2_t"),
+    "vit_b_16": BackboneSpec(VisionTransformerBackbone, "vit_b_16", sizes=(224,)),
+}
+
+
+def make_backbone(name: str, weights: str, size: int) -> nn.Module:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: one of `BACKBONES`.
+        weights: "none", "imagenet" (torchvision's default weights, downloaded once), or a path to a state
+            dict of torchvision's full classifier of that architecture.
+        size: side of the input in pixels.
+
+    Returns:
+        A module with `dim` that maps float[N, 3, size, size] to `Features`.
+    """
+    spec = BACKBONES[name]
+    if spec.sizes and size not in spec.sizes:
+        raise InputError(f"backbone {name} takes images of {spec.sizes[0]} px, but data.size is {size}")
+    if not spec.torchvision:
+        if weights != "none":
+            raise InputError(
+                f"backbone {name} has no pre-trained weights; use --model.weights none, not {weights}"
+            )
+        return spec.build()
+    import torchvision
+
+    model = torchvision.models.get_model(spec.torchvision, weights=None)
+    if weights == "imagenet":
+        model.load_state_dict(_imagenet_weights(spec.torchvision))
+    elif weights != "none":
+        _load_file(model, Path(weights), name)
+    return spec.build(model)
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    target = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}). Download {weights.url} "
+            f"elsewhere and put it at {target}, or give a file with --model.weights PATH, or train from scratch with "
+            f"--model.weights none"
+        ) from error
+    return state
+
+
+def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    if not path.is_file():
+        raise InputError(f"no weights file at {path}; --model.weights takes imagenet, none, or a path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a PyTorch weights file: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} must hold a state dict (name -> tensor) of torchvision's {name}")
+    own = model.state_dict()
+    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    for what, keys in (
+        ("lacks", sorted(own.keys() - state.keys())),
+        ("has in excess", sorted(state.keys() - own.keys())),
+        ("has in another shape", sorted(shapes)),
+    ):
+        if keys:
+            raise InputError(
+                f"{path} does not fit torchvision's {name}: it {what} {len(keys)} tensors, first '{keys[0]}'"
+            )
+    model.load_state_dict(state)

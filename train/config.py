@@ -1,0 +1,305 @@
+"""The configuration of one training run: frozen dataclasses, their checks, and their JSON and TOML form.
+
+Every field can be set on the command line (`--optimizer.lr 3e-4`). Precedence: command line, then
+`--config FILE`, then `--preset NAME`.
+"""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from data.errors import InputError, unknown
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+T = TypeVar("T")
+
+
+def require(condition: bool, rule: str, value: object) -> None:
+    """Raise `InputError` naming the rule and the value where the condition does not hold."""
+    if not condition:
+        raise InputError(f"{rule}, but got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Which images are trained on.
+
+    Attributes:
+        root: folder that holds VOC2012/ (or VOC2007/); None: $VOC_ROOT, or else the synthetic devkit.
+        labels: a CSV `image,<class>...` instead of a devkit (1, 0, empty = ignored).
+        split: which images of the devkit to train on.
+        selection: share of them held out to choose epochs, thresholds and hyper-parameters.
+        size: side of the square input in pixels.
+        cache: folder of the decoded images, shared by all runs.
+    """
+
+    root: Path | None = None
+    labels: Path | None = None
+    split: str = "train"
+    selection: float = 0.15
+    size: int = 224
+    cache: Path = Path("runs/cache")
+
+    def __post_init__(self) -> None:
+        require(0 < self.selection < 1, "data.selection must be between 0 and 1 exclusive", self.selection)
+        require(16 <= self.size <= 1024, "data.size must be between 16 and 1024 pixels", self.size)
+        if self.root and self.labels:
+            raise InputError("data.root and data.labels are two sources of labels; give one of them")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What is trained.
+
+    Attributes:
+        backbone: a name of `train.backbones.BACKBONES`.
+        weights: "imagenet" (torchvision's, downloaded), "none", or a path to a state dict.
+        head: a name of `train.heads.HEADS`.
+        dropout: on the features before the head.
+    """
+
+    backbone: str = "mobilenet_v2"
+    weights: str = "imagenet"
+    head: str = "linear"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(0 <= self.dropout < 1, "model.dropout must be in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """How wrong an output is. See `train.losses` for each formula and its source.
+
+    Attributes:
+        name: a name of `train.losses.LOSSES`.
+        gamma: focusing power of "focal".
+        gamma_pos, gamma_neg, margin: of "asl" (focusing powers, probability margin of negatives).
+        max_pos_weight: upper limit of the weight of positives in "pos_weighted".
+    """
+
+    name: str = "bce"
+    gamma: float = 2.0
+    gamma_pos: float = 0.0
+    gamma_neg: float = 4.0
+    margin: float = 0.05
+    max_pos_weight: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "gamma_pos", "gamma_neg"):
+            require(getattr(self, name) >= 0, f"loss.{name} must not be negative", getattr(self, name))
+        require(0 <= self.margin < 1, "loss.margin must be in [0, 1)", self.margin)
+        require(self.max_pos_weight >= 1, "loss.max_pos_weight must be at least 1", self.max_pos_weight)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a learning rate each for backbone and head.
+
+    Attributes:
+        lr: peak learning rate of the head (weight and bias).
+        backbone_lr: peak learning rate of the backbone.
+        weight_decay: decoupled, on matrices and convolutions only (not on biases and norms).
+        clip: largest norm of the gradient; 0 = no limit.
+    """
+
+    lr: float = 1e-3
+    backbone_lr: float = 2e-4
+    weight_decay: float = 0.02
+    clip: float = 5.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr must be positive", self.lr)
+        require(self.backbone_lr >= 0, "optimizer.backbone_lr must not be negative", self.backbone_lr)
+        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative", self.weight_decay)
+        require(self.clip >= 0, "optimizer.clip must not be negative", self.clip)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """How long, and how the learning rate goes: linear warm-up, then a cosine to zero.
+
+    Attributes:
+        epochs: passes over the training part.
+        warmup: share of all steps spent warming up.
+        patience: stop after this many epochs without a better selection mAP; 0 = never.
+    """
+
+    epochs: int = 6
+    warmup: float = 0.1
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
+        require(0 <= self.warmup < 1, "schedule.warmup must be in [0, 1)", self.warmup)
+        require(self.patience >= 0, "schedule.patience must not be negative", self.patience)
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Random changes of each training image, made in batches on the device.
+
+    Attributes:
+        min_area: a crop covers at least this share of the image's area (1 = no crop).
+        aspect: the crop's width to height ratio lies in [1/aspect, aspect].
+        flip: probability of a left-right flip.
+        brightness, contrast: largest relative change.
+    """
+
+    min_area: float = 0.35
+    aspect: float = 1.33
+    flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(0 < self.min_area <= 1, "augment.min_area must be in (0, 1]", self.min_area)
+        require(self.aspect >= 1, "augment.aspect must be at least 1", self.aspect)
+        require(0 <= self.flip <= 1, "augment.flip must be in [0, 1]", self.flip)
+        for name in ("brightness", "contrast"):
+            require(0 <= getattr(self, name) < 1, f"augment.{name} must be in [0, 1)", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingConfig:
+    """Where the run is recorded. The store is MLFLOW_TRACKING_URI, or MLflow's own default.
+
+    Attributes:
+        enabled: record the run in MLflow.
+        experiment: name of the MLflow experiment.
+        run_name: shown in the UI; empty: backbone, loss and learning rate.
+    """
+
+    enabled: bool = True
+    experiment: str = "tailacc"
+    run_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        out: folder that owns everything the run writes; None: runs/train/<time>.
+        overwrite: replace the run that is in `out`.
+        resume: go on with the run that is in `out`.
+        batch_size: images a step over all processes together, so that the number of processes changes
+            neither the learning rate nor the result.
+        ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 = none.
+        precision: of the forward and backward pass; "auto": bfloat16 where the device is fast at it.
+        channels_last: memory layout of the convolutions.
+        seed: of the split, the initial weights, the order and the augmentation.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    out: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    batch_size: int = 32
+    ema: float = 0.99
+    precision: Precision = "auto"
+    channels_last: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(0 <= self.ema < 1, "ema must be in [0, 1)", self.ema)
+        require(0 <= self.seed < 2**31, "seed must be between 0 and 2^31 - 1", self.seed)
+        if self.overwrite and self.resume:
+            raise InputError("--overwrite and --resume contradict each other; give one of them")
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """Nested plain values, as they go into JSON."""
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        out[item.name] = str(value) if isinstance(value, Path) else value
+    return out
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optimizer": {"lr": 1}}` -> `{"optimizer.lr": 1}`, as MLflow's parameters are named."""
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def override(base: T, values: dict[str, Any], where: str) -> T:
+    """`base` with the nested `values` put in; an unknown name or a wrong type is an `InputError`.
+
+    Args:
+        base: a configuration dataclass.
+        values: nested plain values, as JSON or TOML give them; what is absent keeps the base's value.
+        where: names the source in errors.
+    """
+    hints = typing.get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise unknown(f"setting in {where}:", key, hints)
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: '{key}' must be a table of settings, got {value!r}")
+            changes[key] = override(current, value, f"{where}, {key}")
+        else:
+            changes[key] = _convert(value, hints[key], f"{where}: '{key}'")
+    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value not in choices:
+            raise unknown(where, value, choices)
+        return value
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(choice for choice in choices if choice is not type(None))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")
+    return value
+
+
+def read_config(path: Path, base: TrainConfig) -> TrainConfig:
+    """`base` with the settings of a .json or .toml file put in."""
+    if not path.is_file():
+        raise InputError(f"no configuration file at {path}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is not valid {path.suffix.lstrip('.').upper() or 'JSON'}: {error}"
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a table of settings, got a {type(values).__name__}")
+    return override(base, values, str(path))
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Save the resolved configuration, readable by `read_config`."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")

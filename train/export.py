@@ -1,0 +1,62 @@
+"""Export a run's best weights as a model file (ONNX), with a parity gate, and register it.
+
+    python train/export.py --run runs/train/first --out model.onnx
+    python train/export.py --run runs/train/first --out model.onnx --register --alias champion
+
+With no arguments: the newest run in runs/train, written beside its weights as model.onnx.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.cli import run
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Export a run's best weights as ONNX.
+
+    Attributes:
+        run: folder of the run; None: the newest in runs/train.
+        out: the file to write; None: model.onnx in the run's folder.
+        register: log the model to the run in MLflow and register it.
+        name: name of the registered model.
+        alias: give the new version this alias, such as "champion" (implies --register).
+    """
+
+    run: Path | None = None
+    out: Path | None = None
+    register: bool = False
+    name: str = "tailacc"
+    alias: str = ""
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, export, and say where the model is."""
+    import tyro
+
+    options = tyro.cli(ExportOptions, args=arguments, prog="train/export.py")
+    from train.publish import export_run, newest_run, register_model
+
+    folder = options.run or newest_run(Path("runs/train"))
+    exported = export_run(folder, options.out or folder / "model.onnx")
+    print(f"model      {exported.path}  ({exported.path.stat().st_size / 1e6:.1f} MB, {exported.info.name})")
+    print(f"parity     largest |logit difference| {exported.parity.difference:.1e} at batch 1, 2 and 32")
+    if options.register or options.alias:
+        version = register_model(exported, options.name, options.alias)
+        print(
+            f"registered models:/{options.name}/{version}"
+            + (f" as @{options.alias}" if options.alias else "")
+        )
+    print(f"next       python serve/server.py --model {exported.path}")
+    return 0
+
+
+def cli() -> None:
+    """The console script `tailacc-export`."""
+    sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,54 @@
+"""Named starting points for a run. Each is a function, so that none shares state."""
+
+from collections.abc import Callable
+
+from data.errors import unknown
+from train.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+
+def smoke() -> TrainConfig:
+    """Two epochs of a very small network at 32 px: does the whole chain run? Seconds on a CPU."""
+    return TrainConfig(
+        data=DataConfig(size=32),
+        model=ModelConfig(backbone="tiny_cnn", weights="none", dropout=0.0),
+        optimizer=OptimizerConfig(lr=4e-3, backbone_lr=4e-3),
+        schedule=ScheduleConfig(epochs=2),
+        batch_size=64,
+        ema=0.9,
+    )
+
+
+def demo() -> TrainConfig:
+    """A small network from scratch at 64 px on the synthetic devkit: about a minute on two cores."""
+    return TrainConfig(
+        data=DataConfig(size=64),
+        model=ModelConfig(backbone="tiny_cnn", weights="none", dropout=0.0),
+        optimizer=OptimizerConfig(lr=4e-3, backbone_lr=4e-3, weight_decay=0.05),
+        schedule=ScheduleConfig(epochs=12),
+        augment=AugmentConfig(min_area=0.6),
+        batch_size=64,
+        ema=0.98,
+    )
+
+
+def baseline() -> TrainConfig:
+    """A plain fine-tune with BCE at 224 px: six epochs of an ImageNet MobileNetV2."""
+    return TrainConfig()
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "demo": demo, "baseline": baseline}
+DEFAULT_PRESET = "demo"
+
+
+def preset(name: str) -> TrainConfig:
+    """The configuration of that name; an unknown name lists the choices."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]()
