@@ -52,7 +52,7 @@ def write_report(config: ReportConfig, console: Console | None = None) -> Judgem
         shutil.rmtree(partial, ignore_errors=True)
     print_table(judgement, console)
     for name in (METRICS, PAGE, *([SHEETS] if joined.paths else [])):
-        console.print(str(out / name), highlight=False, soft_wrap=True)
+        console.print(str(out / name), highlight=False, markup=False, soft_wrap=True)
     return judgement
 
 

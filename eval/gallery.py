@@ -104,7 +104,7 @@ def contact_sheet(images: Sequence[Shown], title: str) -> Image.Image:
         small = thumbnail(shown.path, _TILE)
         sheet.paste(small, (x + (_TILE - small.width) // 2, y + _TILE - small.height))
         draw.rectangle((x, y + _TILE + 1, x + 3, y + _TILE + _CAPTION - 2), fill=_COLOURS[shown.truth])
-        caption = f"{shown.score:.3f} {shown.truth}"
+        caption = f"{shown.score:.3f} {shown.logit:+.1f} {shown.truth}"
         draw.text((x + 7, y + _TILE + 1), caption, fill=_COLOURS[shown.truth], font=font)
     return sheet
 
@@ -124,7 +124,7 @@ def write_sheets(joined: Joined, folder: Path, columns: Iterable[int], threads: 
         for images, name, what in zip(
             extremes(joined, column, SHEET_IMAGES), names[column], ("highest", "lowest"), strict=True
         ):
-            title = f"{joined.classes[column]}: the {len(images)} {what} scores in {joined.name}"
+            title = f"{joined.classes[column]}: the {len(images)} {what} scores in {joined.name} (score, logit, truth)"
             contact_sheet(images, title).save(folder / name, "JPEG", quality=82)
 
     with ThreadPoolExecutor(threads) as pool:

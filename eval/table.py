@@ -2,6 +2,7 @@
 
 import math
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,14 +22,18 @@ def span(low: float, high: float) -> str:
 def print_table(judgement: Judgement, console: Console) -> None:
     """Print the AP of each class, the means, and the notes."""
     joined = judgement.joined
-    table = Table(
-        title=f"{joined.name}: {len(joined.image_ids)} images, all figures in %", title_justify="left"
-    )
-    table.add_column("class")
-    for name in ("AP VOC 2010", "95 % interval", "AP VOC 2007", "AP sklearn", "accuracy", "always no"):
-        table.add_column(name, justify="right")
-    for name in ("positives", "ignored"):
-        table.add_column(name, justify="right")
+
+    def say(text: str) -> None:
+        # One line a fact, whatever the width: a log can be searched, a terminal wraps by itself.
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"{joined.name}: {len(joined.image_ids)} images; all figures in %")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("class", no_wrap=True)
+    for name in ("AP\n2010", "95 %\ninterval", "AP\n2007", "AP\nsklearn", "accu-\nracy", "always\nno"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("posi-\ntive", "ig-\nnored"):
+        table.add_column(name, justify="right", no_wrap=True)
     for c, name in enumerate(joined.classes):
         table.add_row(
             name,
@@ -42,24 +47,27 @@ def print_table(judgement: Judgement, console: Console) -> None:
             str(judgement.ignored[c]),
         )
     table.add_section()
-    _add_means(table, judgement.overall, "classes")
+    _add_means(table, judgement.overall, "")
     if judgement.chosen:
-        _add_means(table, judgement.chosen, "chosen classes")
+        _add_means(table, judgement.chosen, " chosen")
+    # Figures are never cut off to fit: a narrow terminal wraps the line. (The two edges are not measured.)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum + 2
+    console.width = max(console.width, needed)
     console.print(table)
     if judgement.chosen:
-        console.print(f"chosen classes: {', '.join(judgement.chosen.classes)}")
-    console.print(f"Tailacc: {tail_sentence(judgement.headline)}")
-    console.print("what others may have meant by “mAP” on these scores:")
+        say(f"chosen classes: {', '.join(judgement.chosen.classes)}")
+    say(f"Tailacc: {tail_sentence(judgement.headline)}")
+    say("what others may have meant by “mAP” on these scores:")
     for figure in judgement.others:
-        console.print(f"  {figure.value:.4f} {figure.name}: {figure.meaning}", highlight=False)
+        say(f"  {figure.value:.4f} {figure.name}: {figure.meaning}")
     for note in judgement.notes:
-        console.print(f"note: {note}", highlight=False)
+        say(f"note: {note}")
 
 
 def _add_means(table: Table, means: Means, what: str) -> None:
     low, high = means.interval["voc2010"]
     table.add_row(
-        f"mean of {means.num_classes} {what}",
+        f"mean of {means.num_classes}{what}",
         percent(means.map["voc2010"]),
         span(low, high),
         percent(means.map["voc2007"]),

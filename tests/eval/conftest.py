@@ -2,9 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from data.labels import VOC_CLASSES
+
+# A deadline for each example would time the machine, not the code.
+settings.register_profile("eval", deadline=None)
+settings.load_profile("eval")
 
 
 @pytest.fixture(scope="session")
