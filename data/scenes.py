@@ -20,9 +20,9 @@ _SIZES = (((500, 375), 0.55), ((375, 500), 0.2), ((500, 333), 0.15), ((334, 500)
 # An object is difficult where its box is below this share of the picture, or less of it than this is seen.
 _TINY, _HIDDEN = 0.006, 0.4
 _SHARE_TINY = 0.05  # of the objects are drawn very small: mostly below `_TINY`
-_SHARE_TWICE = 0.25  # of the classes in a picture have a second object
+_SHARE_TWICE = 0.15  # of the classes in a picture have a second object
 _SHARE_STRANGER = 0.06  # of the pictures hold a class from elsewhere, so that the background is not enough
-_SHARE_BAR = 0.35  # of the pictures have a post or a rail before everything
+_SHARE_BAR = 0.25  # of the pictures have a post or a rail before everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def compose(index: int, seed: int) -> tuple[Image.Image, list[Object]]:
     width, height = _choose(rng, _SIZES)
     scene = _choose(rng, [(scene, scene.share) for scene in SCENES.values()])
     canvas = _background(rng, scene, width, height)
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(0, 4)):
         _clutter(rng, canvas)
     owner: Owner = np.zeros((height, width), dtype=np.uint8)  # the number of the object seen at each pixel
     drawn = [
@@ -146,7 +146,7 @@ def _place(
     left = int(rng.uniform(-0.15 * patch.width, width - 0.85 * patch.width))
     middle = np.clip(rng.normal(0.55, 0.17), 0.15, 0.9) * height
     top = int(np.clip(middle - patch.height / 2, -0.15 * patch.height, height - 0.85 * patch.height))
-    solid = np.asarray(patch.getchannel("A")) > 127
+    solid = np.asarray(patch.getchannel("A")) > 63  # a line of one pixel, halved, is at 127
     canvas.paste(patch, (left, top), patch)
     inner = solid[max(0, -top) : height - top, max(0, -left) : width - left]
     rows, columns = np.nonzero(inner)
@@ -160,7 +160,7 @@ def _place(
 def _object(rng: Rng, name: str, short_side: int) -> Image.Image:
     """RGBA: one object of a class with its coat, light, mirror side, tilt and size."""
     kind = KINDS[name]
-    side = short_side * kind.size * rng.uniform(0.5, 1.15)
+    side = short_side * kind.size * rng.uniform(0.75, 1.15)
     if rng.random() < _SHARE_TINY:
         side = short_side * rng.uniform(0.05, 0.12)
     aspect = kind.aspect * np.exp(rng.uniform(-0.18, 0.18))
@@ -172,7 +172,7 @@ def _object(rng: Rng, name: str, short_side: int) -> Image.Image:
     drawing = pen.image
     if rng.random() < 0.5:
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    tilt = rng.normal(0.0, 9.0)
+    tilt = rng.normal(0.0, 6.0)
     drawing = drawing.rotate(tilt, Image.Resampling.NEAREST, expand=True).reduce(2)
     style = kind.textures[rng.integers(len(kind.textures))]
     coat = texture(rng, style, drawing.width, drawing.height) * np.float32(rng.uniform(0.75, 1.1))

@@ -25,7 +25,7 @@ from data.errors import InputError
 from data.labels import VOC_CLASSES
 from data.progress import ProgressBar
 
-DEFAULT_TRAIN = 1600
+DEFAULT_TRAIN = 2000
 DEFAULT_VAL = 500
 DEFAULT_SEED = 0
 # Images for one drawing process: each costs 0.3 s of imports, about as much as drawing 15 images.
