@@ -100,11 +100,17 @@ def draw(folder: Path, start: int, stop: int, seed: int) -> dict[str, dict[str, 
 def _draw_all(folder: Path, count: int, seed: int) -> dict[str, dict[str, int]]:
     """`draw` for all images, by fresh processes of this file: unlike a fork they are safe beside threads."""
 
+    # A child must find this package, and not some `data` folder of the directory it is started in (-P).
+    home = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    }
+
     def draw_chunk(start: int) -> dict[str, dict[str, int]]:
         stop = min(start + _CHUNK, count)
         code = "import sys; from data.synthetic import _draw_in_child; _draw_in_child(sys.argv[1:])"
-        command = [sys.executable, "-c", code, str(folder), str(start), str(stop), str(seed)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-P", "-c", code, str(folder), str(start), str(stop), str(seed)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"drawing images {start} to {stop} failed: {done.stderr.strip()[-500:]}")
         labels: dict[str, dict[str, int]] = json.loads(done.stdout)
