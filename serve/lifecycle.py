@@ -4,9 +4,11 @@ NOT_SERVING until the model is warm and from the first moment of the drain; SERV
 """
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +59,7 @@ class ScoringServer:
                 ("grpc.max_send_message_length", -1),
             ]
         )
-        scoring_pb2_grpc.add_ScoringServicer_to_server(self._servicer, self._server)
+        scoring_pb2_grpc.add_ScoringServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -83,7 +85,7 @@ class ScoringServer:
     async def start(self) -> None:
         """Load and warm the model, then serve. Raises `InputError` as `OnnxModel` does."""
         config = self.config
-        model = await asyncio.to_thread(_load, config)
+        model = await _load_in_thread(config)
         self.engine = Engine(
             model,
             decode_threads=config.decode_threads or cores(),
@@ -138,6 +140,35 @@ def _try_port(host: str, port: int) -> None:
             probe.bind(address)
 
 
+async def _load_in_thread(config: ServerConfig) -> OnnxModel:
+    """`_load` in a daemon thread, which does not hold up the end of the process as a pool's thread would.
+
+    A registry that does not answer can take minutes, and SIGTERM must not wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[OnnxModel] = loop.create_future()
+
+    def settle(model: OnnxModel | None, error: Exception | None) -> None:
+        if loaded.done():  # cancelled meanwhile
+            return
+        if model is None:
+            loaded.set_exception(error or RuntimeError("no model"))
+        else:
+            loaded.set_result(model)
+
+    def work() -> None:
+        outcome: tuple[OnnxModel | None, Exception | None]
+        try:
+            outcome = _load(config), None
+        except Exception as error:
+            outcome = None, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=work, name="load", daemon=True).start()
+    return await loaded
+
+
 def _load(config: ServerConfig) -> OnnxModel:
     with open_source(config.model) as source:
         model = OnnxModel(source, config.device, config.threads or cores())
@@ -182,7 +213,6 @@ async def serve(config: ServerConfig, say_ready: Callable[[str], None]) -> int:
     starting = asyncio.create_task(server.start())
     await asyncio.wait((signalled, starting), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
-        # The thread that loads cannot be interrupted; its result is dropped when it ends.
         starting.cancel()
         await server.stop(0)
         return 0

@@ -64,6 +64,8 @@ def _download(name: str, alias: str | None, version: str | None, folder: Path) -
         raise InputError(
             f"no MLflow store at {store} in {Path.cwd()} (MLFLOW_TRACKING_URI names another); {advice}"
         )
+    # MLflow's own defaults try a server that is away for four minutes without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -81,6 +83,6 @@ def _download(name: str, alias: str | None, version: str | None, folder: Path) -
             artifact_uri=f"models:/{name}/{found.version}", dst_path=str(folder)
         )
     except MlflowException as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"no model '{name}' with {what} in {store}: {reason}; {advice}") from error
     return str(found.version)

@@ -18,6 +18,8 @@ from serve.errors import PUSHBACK_KEY
 
 _FIRST_BACKOFF_S = 0.1
 _LONGEST_BACKOFF_S = 5.0
+# A wait for the first answer that is longer than this is said.
+_QUIET_S = 1.0
 # How often one image is sent again where the model failed on its batch.
 _INFERENCE_TRIES = 3
 # CANCELLED from outside is a server that was stopped in the middle of the call.
@@ -143,7 +145,12 @@ class Servers:
 
     async def _connect(self) -> None:
         addresses = self._connection.addresses()
+        note = f"waiting for {', '.join(addresses)}, at most {self._connection.connect_s:g} s ..."
+        waiting = asyncio.get_running_loop().call_later(
+            _QUIET_S, lambda: print(note, file=sys.stderr, flush=True)
+        )
         answers = await asyncio.gather(*(self._first_contact(address) for address in addresses))
+        waiting.cancel()
         present = [(address, answer) for address, answer in zip(addresses, answers, strict=True) if answer[0]]
         if not present:
             reasons = "; ".join(
@@ -167,12 +174,11 @@ class Servers:
         # Neighbouring stubs belong to different servers, so that a retry goes to another one.
         for _ in range(self._channels_each):
             for address in self.addresses:
-                channel = self._channel(address)
-                self._stubs.append((address, scoring_pb2_grpc.ScoringStub(channel)))
+                self._stubs.append((address, self._stub(address)))
 
     async def _first_contact(self, address: str) -> tuple[Any, str]:
         """The server's model, or None and why there is none."""
-        stub = scoring_pb2_grpc.ScoringStub(self._channel(address))
+        stub = self._stub(address)
         end = time.monotonic() + self._connection.connect_s
         while True:
             left = max(0.05, end - time.monotonic())
@@ -185,7 +191,8 @@ class Servers:
                     return None, f"answers {error.code().name}: {error.details()}"
                 await asyncio.sleep(0.2)
 
-    def _channel(self, address: str) -> Any:
+    def _stub(self, address: str) -> Any:
+        """A stub on a connection of its own."""
         channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -198,7 +205,7 @@ class Servers:
             ],
         )
         self._channels.append(channel)
-        return channel
+        return scoring_pb2_grpc.ScoringStub(channel)  # type: ignore[no-untyped-call]
 
     async def _close(self) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels))

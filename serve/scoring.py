@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.errors import InputError
 from data.progress import ProgressBar
 from data.scores import Scores, failures_path, write_scores
 from proto.tailacc.v1 import scoring_pb2 as pb
@@ -37,6 +38,8 @@ async def score(config: ScoreConfig) -> int:
         InputError: no server, no image, or parts of another run.
     """
     config.check()
+    if config.out.is_dir():
+        raise InputError(f"--out must be a file such as {config.out / 'scores.parquet'}, got a folder")
     images = find_images(config.images, config.split)
     async with Servers(config.connection, config.channels) as servers:
         model = servers.model
@@ -88,8 +91,7 @@ async def _score_missing(config: ScoreConfig, images: ImageList, servers: Server
     chunks = split_jobs(
         jobs, min(config.batch, limits.request_images), min(_CALL_BYTES, limits.request_bytes * 4 // 5)
     )
-    with ProgressBar("score", len(images)) as bar:
-        bar.advance(len(store.done))
+    with ProgressBar("score", len(jobs)) as bar:
 
         async def work(first: int) -> None:
             for chunk in chunks:

@@ -22,7 +22,7 @@ _CODES = {
 }
 
 
-class ScoringServicer(scoring_pb2_grpc.ScoringServicer):  # type: ignore[misc]
+class ScoringServicer(scoring_pb2_grpc.ScoringServicer):
     """Answers from `engine`, which is None until the model is warm."""
 
     def __init__(self, admission: Admission, limits: Limits) -> None:

@@ -1,29 +1,23 @@
 """The server as a process: what it prints, its exit codes, and its end under load."""
 
 import asyncio
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from data.cli import run
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
+from serve.server import main
 
 _SERVER = Path(__file__).resolve().parents[2] / "serve" / "server.py"
-
-
-def _run(*options: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(_SERVER), *options],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=cwd,
-        check=False,
-    )
 
 
 def test_server__one_ready_line_and_a_banner(start_server):
@@ -109,7 +103,13 @@ def test_server__a_second_signal_stops_at_once(start_server, make_model, encode,
 
 def test_server__a_port_in_use(start_server, model_file):
     server = start_server()
-    result = _run("--model", str(model_file), "--listen", server.address)
+    result = subprocess.run(
+        [sys.executable, str(_SERVER), "--model", str(model_file), "--listen", server.address],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert f"cannot listen on {server.address}" in result.stderr
@@ -134,12 +134,35 @@ def test_server__a_port_in_use(start_server, model_file):
         ),
     ],
 )
-def test_server__bad_options_are_one_line_and_exit_code_2(tmp_path, monkeypatch, options, words):
+def test_server__bad_options_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, options, words):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
     if "--listen" not in options:
         options = (*options, "--listen", "127.0.0.1:0")
-    result = _run(*options, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert words in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert run(main, list(options)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_server__sigterm_while_the_model_loads(free_port):
+    """A registry that accepts and never answers: health says NOT_SERVING, and the server still ends at once."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = subprocess.Popen(
+            [sys.executable, str(_SERVER), "--listen", f"127.0.0.1:{free_port}"],
+            env=os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection, grpc.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            process.send_signal(signal.SIGTERM)
+            out, errors = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in errors
