@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from data.cache import open_cache
 
+from data.cache import open_cache
 from data.cli import run
 from data.errors import InputError
 from data.voc import SYNTHETIC_ROOT, read_voc

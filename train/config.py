@@ -275,6 +275,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value is None:
             return None
         hint = next(choice for choice in choices if choice is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} must be a list, got {value!r}")
+        of = choices if Ellipsis not in choices else choices[:1] * len(value)
+        return tuple(_convert(item, kind, where) for item, kind in zip(value, of, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and type(value) is int:

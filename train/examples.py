@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from data.cache import Cache, open_cache
 
+from data.cache import Cache, open_cache
 from data.csv_labels import read_label_csv
 from data.errors import InputError
 from data.labels import LabelSet

@@ -102,7 +102,7 @@ def register_model(exported: Exported, name: str, alias: str) -> str:
     info = exported.info
     if not info.run_id:
         raise InputError(
-            f"{exported.path} comes from a run that was not tracked; train with --tracking.enabled True"
+            f"{exported.path} comes from a run that was not tracked; leave out --tracking.no-enabled in training"
         )
     size, classes = info.size, len(info.classes)
     signature = ModelSignature(

@@ -94,7 +94,7 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
             )
         saved = json.loads(settings.read_text(encoding="utf-8"))
         run_id = str(saved.pop("parent_run"))
-        return override(config, _as_tuples(saved) | {"resume": True}, str(settings)), run_id
+        return override(config, saved | {"resume": True}, str(settings)), run_id
     if out.is_dir() and any(out.iterdir()):
         raise InputError(
             f"--out {out} is not empty; choose another folder, or --resume to go on with its search"
@@ -120,12 +120,6 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
 def _absolute_weights(entry: str) -> str:
     name, _, weights = entry.partition("=")
     return entry if weights in ("", "imagenet", "none") else f"{name}={Path(weights).absolute()}"
-
-
-def _as_tuples(saved: dict[str, Any]) -> dict[str, Any]:
-    """JSON's lists back to the tuples of `Space`."""
-    saved["space"] = {key: tuple(value) for key, value in saved["space"].items()}
-    return saved
 
 
 def _write_settings(config: SearchConfig, out: Path, parent_run: str) -> None:

@@ -5,7 +5,6 @@ one choice of them; `apply_point` puts it into the configuration of a trial.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any, Literal
 
 from data.errors import InputError, unknown
 from train import presets
-from train.backbones import BACKBONES
 from train.config import ScheduleConfig, TrainConfig, require
-from train.losses import LOSSES
 
 Sampler = Literal["grid", "random", "tpe"]
 
@@ -40,12 +37,6 @@ class Space:
     backbone_lr_ratio: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        for entry in self.backbone:
-            if entry.partition("=")[0] not in BACKBONES:
-                raise unknown("backbone in space.backbone", entry.partition("=")[0], BACKBONES)
-        for name in self.loss:
-            if name not in LOSSES:
-                raise unknown("loss in space.loss", name, LOSSES)
         for field_name in ("backbone", "loss"):
             values = getattr(self, field_name)
             require(len(values) > 0, f"space.{field_name} must name at least one choice", values)
@@ -110,7 +101,7 @@ def voc() -> SearchConfig:
     base = dataclasses.replace(presets.baseline(), schedule=ScheduleConfig(epochs=12))
     space = Space(
         backbone=("resnet50", "mobilenet_v3_large", "efficientnet_v2_s", "convnext_tiny"),
-        loss=tuple(LOSSES),
+        loss=("bce", "pos_weighted", "focal", "asl"),
         lr=(3e-4, 3e-3),
         backbone_lr_ratio=(0.03, 0.5),
     )
@@ -135,6 +126,8 @@ def apply_point(config: SearchConfig, point: dict[str, Any], out: Path) -> Train
         point: backbone (NAME or NAME=WEIGHTS), loss, lr, backbone_lr_ratio.
         out: the trial's folder. What is in it is gone on with.
     """
+    from train.backbones import BACKBONES  # torch, for which --help should not wait
+
     name, _, weights = point["backbone"].partition("=")
     default = "imagenet" if BACKBONES[name].torchvision else "none"
     shared = {item.name: getattr(config, item.name) for item in dataclasses.fields(TrainConfig)}
@@ -152,11 +145,18 @@ def apply_point(config: SearchConfig, point: dict[str, Any], out: Path) -> Train
 
 
 def check_space(config: SearchConfig) -> None:
-    """Refuse combinations that could not be trained, before any trial starts."""
-    for entry, loss in itertools.product(config.space.backbone, config.space.loss):
+    """Refuse unknown names and combinations that could not be trained, before any trial starts."""
+    from train.backbones import BACKBONES
+    from train.losses import LOSSES
+
+    for entry in config.space.backbone:
+        if entry.partition("=")[0] not in BACKBONES:
+            raise unknown("backbone in space.backbone", entry.partition("=")[0], BACKBONES)
+    for name in config.space.loss:
+        if name not in LOSSES:
+            raise unknown("loss in space.loss", name, LOSSES)
+    for entry in config.space.backbone:
         name, _, weights = entry.partition("=")
-        point = {"backbone": entry, "loss": loss, "lr": config.space.lr[0], "backbone_lr_ratio": 1.0}
-        apply_point(config, point, Path("trial"))
         sizes = BACKBONES[name].sizes
         if sizes and config.data.size not in sizes:
             raise InputError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.labels import VOC_CLASSES
@@ -34,6 +35,12 @@ def write_squares(root: Path, split: str, count: int, seed: int) -> None:
     for c, name in enumerate(CLASSES):
         lines = (f"{image_id} {label[i, c]:2d}\n" for i, image_id in enumerate(ids))
         (main / f"{name}_{split}.txt").write_text("".join(lines))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Batches this small lose more to the hand-over between threads than they win."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -36,10 +36,13 @@ def varied(backbone: str, size: int) -> nn.Module:
     """A model whose outputs vary over images, as a trained one's do."""
     torch.manual_seed(0)
     model = make_model(ModelConfig(backbone=backbone, weights="none"), 3, size)
-    nn.init.normal_(model.head.linear.weight, std=1.0)
-    with torch.no_grad():  # batch-norm statistics, without which an untrained network gives constants
-        for _ in range(20):
-            model.train()(to_float(torch.from_numpy(images(16, size))))
+    nn.init.normal_(model.head.linear.weight, std=0.05)
+    with torch.no_grad():
+        # Batch-norm statistics of its inputs, without which a deep untrained network gives constants.
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        model.train()(to_float(torch.from_numpy(images(32, size))))
     return model
 
 

@@ -86,7 +86,7 @@ def test_fit__resumed_after_an_interruption_ends_with_the_same_weights(
 def test_fit__killed_process_can_be_resumed(smoke: TrainConfig, devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     flags = ["--preset", "smoke", "--data.root", devkit, "--data.cache", devkit / "cache", "--out", out]
-    flags += ["--schedule.epochs", "60", "--tracking.enabled", "False"]
+    flags += ["--schedule.epochs", "60", "--tracking.no-enabled"]
     command = [sys.executable, str(ROOT / "train" / "main.py"), *map(str, flags)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -171,8 +171,7 @@ def test_fit__two_processes_train_what_one_trains(smoke: TrainConfig, devkit: Pa
     flags += [
         "--schedule.epochs",
         3,
-        "--tracking.enabled",
-        "False",
+        "--tracking.no-enabled",
         "--precision",
         "float32",
         "--data.selection",

@@ -38,7 +38,7 @@ def test_fit__records_parameters_curves_data_and_files(smoke: TrainConfig, store
         assert name in run.data.metrics
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "VOC2012 train"
-    assert '"train": 195' in dataset.dataset.profile
+    assert '"train": 192' in dataset.dataset.profile
     names = {item.path for item in client().list_artifacts(result.run_id)}
     assert names == {"config.json", "history.csv", "selection.csv", "curves.png"}
 
