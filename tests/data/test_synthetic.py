@@ -17,7 +17,7 @@ from data.sketches import KINDS
 from data.synthetic import image_id, main, write_devkit
 from data.voc import read_voc
 
-TRAIN, VAL = 50, 20
+TRAIN, VAL = 28, 12
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_write_devkit__class_files_agree_with_the_annotations(devkit: Path, tmp_
 def test_write_devkit__same_bytes_for_a_seed_however_many_processes(
     devkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "_CHUNK", 36)  # two child processes instead of this one
+    monkeypatch.setattr(synthetic, "_CHUNK", 25)  # two child processes instead of this one
     write_devkit(tmp_path, TRAIN, VAL, seed=3)
     assert digest(tmp_path) == digest(devkit)
 
