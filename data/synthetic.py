@@ -8,6 +8,11 @@ several objects in a picture, a long tail of classes (person in every third imag
 (a table with chairs and bottles), occlusion, objects cut by the border, clutter that belongs to no class, and
 objects too small or too hidden to count, which are marked difficult. The same seed gives the same bytes,
 however many processes draw.
+
+How hard it is: four convolutions of 32, 64, 96 and 128 channels with batch normalisation and a global maximum
+(188,000 parameters), at 64 px from scratch with AdamW 4e-3, one cycle, batches of 64, mirrored, shifted and
+colour-jittered, reach on val a mAP (VOC 2010) of 0.39, 0.66, 0.80, 0.86 and 0.89 after 3, 6, 9, 12 and 18 epochs
+of an 18-epoch cycle. An epoch takes about 4 s on two quiet cores.
 """
 
 import json
