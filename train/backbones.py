@@ -4,7 +4,6 @@ A backbone maps float[N, 3, S, S] (normalised) to `Features`: the last feature m
 image, as torchvision's own classifier of that architecture sees it.
 """
 
-import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,23 +106,32 @@ class _Residual(nn.Module):
         return torch.relu(x + self.norm(self.body(x)))
 
 
+def _global_maximum() -> nn.Module:
+    # For small objects anywhere in the picture: with the mean in its place a trained tiny_cnn sees less.
+    return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+
 def _tiny_cnn() -> nn.Module:
-    """Five plain convolutions, 0.2 M parameters, for 32 to 96 px on a CPU."""
-    widths = (24, 48, 96, 128)
-    layers: list[nn.Module] = [_conv(3, widths[0], 2)]
-    for before, after in itertools.pairwise(widths):
-        layers.append(_conv(before, after, 2))
-    layers.append(_conv(widths[-1], widths[-1]))
-    return Backbone(nn.Sequential(*layers), _global_average(), widths[-1])
+    """Four plain convolutions, 0.19 M parameters, for 32 to 96 px on a CPU."""
+    trunk = nn.Sequential(
+        _conv(3, 32, 2), _conv(32, 64), nn.MaxPool2d(2), _conv(64, 96), nn.MaxPool2d(2), _conv(96, 128)
+    )
+    return Backbone(trunk, _global_maximum(), 128)
 
 
 def _tiny_resnet() -> nn.Module:
-    """Four strided convolutions with a residual block each, 1.2 M parameters, for 32 to 96 px on a CPU."""
-    widths = (24, 48, 96, 192)
-    layers: list[nn.Module] = [_conv(3, widths[0], 2)]
-    for before, after in itertools.pairwise(widths):
-        layers += [_conv(before, after, 2), _Residual(after)]
-    return Backbone(nn.Sequential(*layers), _global_average(), widths[-1])
+    """Four convolutions and two residual blocks, 0.6 M parameters, for 32 to 96 px on a CPU."""
+    trunk = nn.Sequential(
+        _conv(3, 32, 2),
+        _conv(32, 64),
+        nn.MaxPool2d(2),
+        _conv(64, 96),
+        _Residual(96),
+        nn.MaxPool2d(2),
+        _conv(96, 128),
+        _Residual(128),
+    )
+    return Backbone(trunk, _global_maximum(), 128)
 
 
 @dataclass(frozen=True, slots=True)

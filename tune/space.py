@@ -33,7 +33,7 @@ class Space:
 
     backbone: tuple[str, ...] = ("tiny_cnn", "tiny_resnet")
     loss: tuple[str, ...] = ("bce", "asl")
-    lr: tuple[float, float] = (2e-3, 1e-2)
+    lr: tuple[float, float] = (4e-3, 1.2e-2)
     backbone_lr_ratio: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
