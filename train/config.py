@@ -193,6 +193,8 @@ class TrainConfig:
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 = none.
         precision: of the forward and backward pass; "auto": bfloat16 where the device is fast at it.
         channels_last: memory layout of the convolutions.
+        threads: of each process on a CPU; 0 = its share of the cores (`accelerate launch` alone would leave
+            it with one).
         seed: of the split, the initial weights, the order and the augmentation.
     """
 
@@ -210,10 +212,12 @@ class TrainConfig:
     ema: float = 0.99
     precision: Precision = "auto"
     channels_last: bool = True
+    threads: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.threads >= 0, "threads must not be negative", self.threads)
         require(0 <= self.ema < 1, "ema must be in [0, 1)", self.ema)
         require(0 <= self.seed < 2**31, "seed must be between 0 and 2^31 - 1", self.seed)
         if self.overwrite and self.resume:

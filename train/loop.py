@@ -10,6 +10,7 @@ Everything a run writes lies in its `out` folder; the weights that were best on 
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +109,7 @@ def fit(
     precision, reason = choose_precision(config.precision)
     # Our sampler and schedule know the number of processes themselves, so neither is given to Accelerate.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
+    torch.set_num_threads(config.threads or _share_of_cores())
     if accelerator.is_main_process:
         checkpoint.claim(config.out, config.overwrite, config.resume)
     accelerator.wait_for_everyone()
@@ -128,6 +130,11 @@ def check_names(config: TrainConfig) -> None:
     for kind, name, registry in registries:
         if name not in registry:
             raise unknown(kind, name, registry)
+
+
+def _share_of_cores() -> int:
+    """The cores of this machine that this process may use, shared out among the processes on it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _Run:

@@ -1,5 +1,6 @@
 """From a run folder to a model file, and from there into MLflow's registry."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from train import checkpoint
 from train.config import TrainConfig, read_config, to_dict
 from train.display import run_name
 from train.examples import open_examples
-from train.heads import make_model
+from train.heads import Classifier, make_model
 from train.onnx_graph import PARITY_BATCHES, Parity, export_onnx
 from train.tracking import client
 
@@ -42,13 +43,24 @@ def newest_run(folder: Path) -> Path:
     return runs[-1].parent
 
 
-def export_run(folder: Path, out: Path) -> Exported:
-    """Export the best weights of the run in `folder` to the model file `out`."""
+def load_best(folder: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The model of the run in `folder` with its best weights, on the CPU, and what its checkpoint says."""
     if not (folder / checkpoint.BEST).is_file():
         raise InputError(
             f"{folder} holds no {checkpoint.BEST}: it is not the folder of a run with a finished epoch"
         )
     state = checkpoint.load(folder / checkpoint.BEST)
+    config = read_config(folder / checkpoint.CONFIG, TrainConfig())
+    # Without its starting weights, which the trained ones replace.
+    architecture = dataclasses.replace(config.model, weights="none")
+    model = make_model(architecture, len(state["classes"]), state["size"])
+    model.load_state_dict(state["model"])
+    return model, state
+
+
+def export_run(folder: Path, out: Path) -> Exported:
+    """Export the best weights of the run in `folder` to the model file `out`."""
+    model, state = load_best(folder)
     config = read_config(folder / checkpoint.CONFIG, TrainConfig())
     size, classes = state["size"], tuple(state["classes"])
     if state["preprocessing"] != fingerprint(size):
@@ -56,8 +68,6 @@ def export_run(folder: Path, out: Path) -> Exported:
             f"{folder} was trained with preprocessing {state['preprocessing']}, but this installation gives "
             f"{fingerprint(size)}: its pixels differ. Export with the versions it was trained with, or train again"
         )
-    model = make_model(_without_weights(config).model, len(classes), size)
-    model.load_state_dict(state["model"])
     info = ModelInfo(
         name=f"{run_name(config)} {size} px",
         classes=classes,
@@ -76,13 +86,6 @@ def export_run(folder: Path, out: Path) -> Exported:
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]
     parity = export_onnx(model, info, examples.cache.pixels[rows], out)
     return Exported(out, info, parity, state["map"])
-
-
-def _without_weights(config: TrainConfig) -> TrainConfig:
-    """The same architecture without its starting weights, which the trained ones replace."""
-    import dataclasses
-
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights="none"))
 
 
 def register_model(exported: Exported, name: str, alias: str) -> str:

@@ -137,6 +137,7 @@ def apply_point(config: SearchConfig, point: dict[str, Any], out: Path) -> Train
         "optimizer": dataclasses.replace(
             config.optimizer, lr=point["lr"], backbone_lr=point["lr"] * point["backbone_lr_ratio"]
         ),
+        "threads": config.search.cpus,
         "out": out,
         "overwrite": False,
         "resume": False,

@@ -23,10 +23,8 @@ def run_trial(point: dict[str, Any], config: SearchConfig, parent_run: str) -> N
         config: the search; its paths are absolute.
         parent_run: MLflow run id of the search, "" where it is not tracked.
     """
-    import torch
     from ray import tune
 
-    torch.set_num_threads(config.search.cpus)
     trial_id = tune.get_context().get_trial_id()
     if config.out is None:
         raise ValueError("the search has no folder")

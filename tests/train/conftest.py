@@ -63,4 +63,5 @@ def smoke(devkit: Path, tmp_path: Path) -> TrainConfig:
         out=tmp_path / "run",
         batch_size=32,
         precision="float32",
+        threads=1,
     )
