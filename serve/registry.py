@@ -70,9 +70,8 @@ def _download(name: str, alias: str | None, version: str | None, folder: Path) -
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(store)
     what = f"alias '{alias}'" if alias else f"version {version}"
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient(store, store)
     try:
         found = (
             client.get_model_version_by_alias(name, alias)
@@ -80,7 +79,10 @@ def _download(name: str, alias: str | None, version: str | None, folder: Path) -
             else client.get_model_version(name, version)
         )
         mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{name}/{found.version}", dst_path=str(folder)
+            artifact_uri=f"models:/{name}/{found.version}",
+            dst_path=str(folder),
+            tracking_uri=store,
+            registry_uri=store,
         )
     except MlflowException as error:
         reason = str(error).splitlines()[0].rstrip(".")

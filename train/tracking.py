@@ -56,7 +56,9 @@ def experiment_id(mlflow_client: Any, name: str) -> str:
     found = mlflow_client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(mlflow_client.create_experiment(name))
+            # The UI then opens on runs and models rather than on traces of language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(mlflow_client.create_experiment(name, tags=tags))
         except MlflowException:
             found = mlflow_client.get_experiment_by_name(name)
             if found is None:

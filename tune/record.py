@@ -64,7 +64,7 @@ class ParentRun:
             self._client.update_run(run_id, status="RUNNING")
             return
         experiment = experiment_id(self._client, config.tracking.experiment)
-        name = config.tracking.run_name or f"search {config.out.name if config.out else ''}"
+        name = config.tracking.run_name or f"search: {config.search.sampler}, {config.search.trials} trials"
         tags = {"kind": "search", "source_revision": source_revision()}
         run = self._client.create_run(experiment, run_name=name, tags=tags)
         self.run_id = run.info.run_id

@@ -172,7 +172,13 @@ def test_open_cache__two_processes_build_once(tmp_path: Path) -> None:
 def test_open_cache__interrupted_leaves_no_cache(tmp_path: Path) -> None:
     make_set(tmp_path / "photos", count=100, side=900)
     command = [sys.executable, "-c", RACE, str(Path(__file__).parent), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in a shell's background, SIGINT is ignored, and a child would inherit that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     folder = tmp_path / "cache"
     deadline = time.monotonic() + 60
     while not list(folder.glob("*.part")) and time.monotonic() < deadline:

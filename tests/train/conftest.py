@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 
 from data.labels import VOC_CLASSES
-from train.config import DataConfig, ModelConfig, TrackingConfig, TrainConfig
+from train.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from train.presets import preset
 
 CLASSES = VOC_CLASSES
@@ -60,6 +67,9 @@ def smoke(devkit: Path, tmp_path: Path) -> TrainConfig:
         data=DataConfig(root=devkit, size=32, cache=devkit / "cache"),
         model=ModelConfig(backbone="tiny_cnn", weights="none", dropout=0.1),
         tracking=TrackingConfig(enabled=False),
+        optimizer=OptimizerConfig(lr=1e-3, backbone_lr=1e-3),
+        # The place of a square is part of its class: no flips.
+        augment=AugmentConfig(min_area=0.85, aspect=1.1, flip=0.0),
         out=tmp_path / "run",
         batch_size=32,
         precision="float32",

@@ -40,8 +40,8 @@ def test_fit__learns_and_leaves_exactly_its_files(smoke: TrainConfig) -> None:
     assert {path.name for path in smoke.out.iterdir()} == set(checkpoint.RUN_FILES)
     assert [epoch.epoch for epoch in seen] == list(range(1, 9))
     assert result.best_map == max(epoch.metrics["val/map"] for epoch in seen)
-    # Chance is about the share of positives, 0.25.
-    assert result.best_map > 0.5
+    # Chance is about the share of positives, 0.25 (0.69 was seen).
+    assert result.best_map > 0.55
     assert seen[-1].metrics["train/loss"] < seen[0].metrics["train/loss"]
     assert json.loads((smoke.out / checkpoint.RESULT).read_text())["best_epoch"] == result.best_epoch
     assert len(history(smoke.out)) == 8
@@ -175,7 +175,7 @@ def test_fit__two_processes_train_what_one_trains(smoke: TrainConfig, devkit: Pa
         "--precision",
         "float32",
         "--data.selection",
-        0.13,
+        0.16,
     ]
     main = str(ROOT / "train" / "main.py")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", main]

@@ -25,8 +25,8 @@ def test_fit__records_parameters_curves_data_and_files(smoke: TrainConfig, store
     result = fit(tracked(smoke), tags={PARENT_TAG: "abc"})
     run = client().get_run(result.run_id)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "tiny_cnn bce lr 0.004"
-    assert run.data.params["optimizer.lr"] == "0.004"
+    assert run.info.run_name == "tiny_cnn bce lr 0.001"
+    assert run.data.params["optimizer.lr"] == "0.001"
     assert run.data.params["data.size"] == "32"
     assert run.data.tags[PARENT_TAG] == "abc"
     assert "source_revision" in run.data.tags
