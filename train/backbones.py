@@ -218,7 +218,10 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a PyTorch weights file: {str(error).splitlines()[0]}") from error
+        # Not torch's own words: they advise to load the file in a way that would run code from it.
+        raise InputError(
+            f"{path} is not a PyTorch weights file (a state dict written by torch.save)"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} must hold a state dict (name -> tensor) of torchvision's {name}")
     own = model.state_dict()

@@ -47,7 +47,9 @@ def load(path: Path) -> dict[str, Any]:
         KeyError,
         zipfile.BadZipFile,
     ) as error:
-        raise InputError(f"checkpoint {path} is damaged: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"checkpoint {path} is damaged: it cannot be read as written by torch.save"
+        ) from error
     return state
 
 
