@@ -271,7 +271,11 @@ def _tune_config(config: SearchConfig) -> Any:
     if options.asha:
         # A third of the epochs before the first comparison: earlier, the warm-up still decides.
         scheduler = ASHAScheduler(
-            time_attr="epoch", max_t=epochs, grace_period=max(1, epochs // 3), reduction_factor=2
+            # One more than there are: ASHA would stop a trial at max_t before it has closed its own record.
+            time_attr="epoch",
+            max_t=epochs + 1,
+            grace_period=max(1, epochs // 3),
+            reduction_factor=2,
         )
     return tune.TuneConfig(
         metric="map",
