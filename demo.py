@@ -53,7 +53,7 @@ class Demo:
         """Run one command of ours with this Python; a failure ends the demo."""
         self._say(name, command)
         start = time.monotonic()
-        code = subprocess.run([sys.executable, *command], check=False).returncode
+        code = subprocess.run(_python(command), check=False).returncode
         self.seconds[name] = time.monotonic() - start
         if code:
             raise InputError(f"step '{name}' ended with exit code {code}; its output is above")
@@ -62,7 +62,7 @@ class Demo:
         """Start the server and wait for its line `ready HOST:PORT`."""
         self._say("server", command)
         start = time.monotonic()
-        server = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(_python(command), stdout=subprocess.PIPE, text=True)
         line = server.stdout.readline() if server.stdout else ""
         self.seconds["server start"] = time.monotonic() - start
         if not line.startswith("ready "):
@@ -127,6 +127,12 @@ def main(arguments: list[str]) -> int:
     print(f"\nmodel    {model}\nscores   {scores}\nreport   {report / 'report.html'}")
     print("compare the runs:  .venv/bin/mlflow ui      (then open the printed address)")
     return 0
+
+
+def _python(command: tuple[str, ...]) -> list[str]:
+    """The command for this Python, whose script lies beside this file whatever the current folder is."""
+    script, *flags = command
+    return [sys.executable, str(Path(__file__).resolve().parent / script), *flags]
 
 
 def _search_flags(options: DemoOptions) -> tuple[list[str], int]:
