@@ -184,6 +184,21 @@ def tailacc(
     return tail_curve(ranked, position, start + position * (top[:, None] - start))
 
 
+def tail_area(mean: Floats, position: Floats) -> Floats:
+    """float64[...]: the area under Tailacc curves float64[..., T] over their positions float64[T], as a share of the
+    width, by trapezoids over the points that are known; a single such point stands for all, none gives NaN."""
+    curves = mean.reshape(-1, mean.shape[-1])
+    out = np.full(len(curves), np.nan)
+    for i, curve in enumerate(curves):
+        known = ~np.isnan(curve)
+        x, y = position[known], curve[known]
+        if len(x) > 1:
+            out[i] = np.trapezoid(y, x) / (x[-1] - x[0])
+        elif len(x):
+            out[i] = y[0]
+    return out.reshape(mean.shape[:-1])
+
+
 def tailacc_absolute(
     ranked: Sequence[Ranking], points: int = TAIL_POINTS, start: float = CLASSIFICATION_THRESHOLD
 ) -> TailCurve:
