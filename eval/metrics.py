@@ -18,7 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import unknown
-from eval.ranking import Bits, Floats, Ints, Logits, Ranking, checked, code_of, id_ranks, rank_pairs, rankings
+from eval.ranking import (
+    Bits,
+    Floats,
+    Ints,
+    Logits,
+    Ranking,
+    checked,
+    code_of,
+    id_ranks,
+    rank_pairs,
+    ranked_with,
+)
 
 Kind = Literal["voc2010", "voc2007", "sklearn"]
 KINDS: tuple[Kind, ...] = ("voc2010", "voc2007", "sklearn")
@@ -59,7 +70,8 @@ def average_precision(
         InputError: shapes that differ, or a NaN or infinite score, naming image and class.
     """
     matrices = checked(logit, target, mask, image_ids, classes)
-    return np.array([ranked_average_precision(r, kind) for r in rankings(*matrices, image_ids)])
+    found = ranked_with(lambda ranking: ranked_average_precision(ranking, kind), *matrices, image_ids)
+    return np.array(list(found))
 
 
 def mean_average_precision(ap: npt.ArrayLike) -> tuple[float, int]:
