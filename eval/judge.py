@@ -12,7 +12,7 @@ import numpy as np
 
 from eval.calibration import Reliability, reliability
 from eval.confusion import Confusion, most_confused
-from eval.doctor import Figure, figures
+from eval.diagnosis import Figure, figures
 from eval.intervals import Bootstrap, bootstrap, interval
 from eval.joining import Joined
 from eval.metrics import (
