@@ -10,7 +10,7 @@ Shapes: N images, C classes, B replicates.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,10 @@ def compare_files(config: CompareConfig, console: Console | None = None) -> Comp
     alone = sorted((set(a.classes) ^ set(b.classes)) - set(names))
     notes = [f"{len(alone)} classes are scored in one file only: {examples(alone)}"] if alone else []
     labels = load_labels(config.data, config.split, config.labels)
+    if wanted:
+        columns = class_columns(names, labels.classes)
+        target, mask = labels.target[:, columns], labels.mask[:, columns]
+        labels = replace(labels, classes=tuple(names), target=target, mask=mask)
     either = set(a.image_ids) ^ set(b.image_ids)
     single = [image_id for image_id in labels.image_ids if image_id in either]
     if single:
