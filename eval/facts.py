@@ -4,7 +4,6 @@ Nothing is invented: what no file tells stays empty here, and the paper says "no
 """
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,8 @@ from typing import Any
 from data.errors import InputError
 from data.labels import LabelSet
 from data.scores import Scores
-from train.tracking import PARENT_TAG, client
+from eval.feedback import find_run
+from train.tracking import PARENT_TAG, open_store
 
 # The files of a run folder (train/checkpoint.py writes them; all are also artifacts of the MLflow run).
 CONFIG, HISTORY, SELECTION, ENVIRONMENT = "config.json", "history.csv", "selection.csv", "environment.json"
@@ -48,7 +48,7 @@ class TrainingData:
 
 
 @dataclass(frozen=True, slots=True)
-class TestedLabels:
+class JudgedLabels:
     """The labels that the scores are judged against, scored or not."""
 
     name: str
@@ -108,7 +108,7 @@ class Facts:
 
     origin: str
     score_file: Mapping[str, str]
-    tested: TestedLabels
+    tested: JudgedLabels
     run_id: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     data: TrainingData | None = None
@@ -155,8 +155,9 @@ def collect_facts(scores: Scores, labels: LabelSet, run: Path | None = None, sto
             run, replace(known, origin=f"the run folder {run.name}", run_id=_run_id_of(run)), labels
         )
         return replace(facts, search=_search_beside(run) or _search_of(store, facts.run_id))
-    run_id, note = _registered_run(store, scores.metadata)
+    run_id, reason = find_run(store, scores.metadata)
     if not run_id:
+        note = f"how the model was trained is not recorded: {reason} (--run DIR tells it)"
         return replace(known, notes=(note,))
     with tempfile.TemporaryDirectory() as folder:
         there = {item.path for item in store.list_artifacts(run_id)}
@@ -164,16 +165,6 @@ def collect_facts(scores: Scores, labels: LabelSet, run: Path | None = None, sto
             store.download_artifacts(run_id, name, folder)
         facts = _read(Path(folder), replace(known, origin=f"the MLflow run {run_id}", run_id=run_id), labels)
     return replace(facts, search=_search_of(store, run_id))
-
-
-def open_store() -> Any:
-    """An `MlflowClient` on the store of MLFLOW_TRACKING_URI or of this folder; None where there is none.
-
-    Asking MLflow itself would create an empty data base.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
-    local = uri.removeprefix("sqlite:///")
-    return None if local != uri and not Path(local).is_file() else client()
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,12 +175,12 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _tested(labels: LabelSet) -> TestedLabels:
+def _tested(labels: LabelSet) -> JudgedLabels:
     def counts(values: Iterable[int]) -> dict[str, int]:
         return {name: int(value) for name, value in zip(labels.classes, values, strict=True)}
 
     part = Part(len(labels), counts(labels.positives()), counts(labels.ignored()))
-    return TestedLabels(labels.name, labels.fingerprint(), part)
+    return JudgedLabels(labels.name, labels.fingerprint(), part)
 
 
 def _read(folder: Path, facts: Facts, labels: LabelSet) -> Facts:
@@ -248,37 +239,6 @@ def _selection(path: Path) -> set[str]:
 
 def _run_id_of(run: Path) -> str:
     return str(_json(run / RESULT).get("run_id", ""))
-
-
-def _registered_run(store: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """The MLflow run of the registered model that gave the scores, or "" and why there is none."""
-    name, version = metadata.get("model_name", ""), metadata.get("model_version", "")
-    if not (name and version):
-        return (
-            "",
-            "the scores name no registered model, so how it was trained is not recorded (--run DIR tells)",
-        )
-    if store is None:
-        return (
-            "",
-            f"there is no MLflow store here that knows model {name} version {version} (--run DIR tells)",
-        )
-    import mlflow
-
-    try:
-        found = store.get_model_version(name, version)
-        with tempfile.TemporaryDirectory() as folder:
-            mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
-            hashes = {hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).rglob("*.onnx")}
-    except mlflow.exceptions.MlflowException as error:
-        reason = str(error).splitlines()[0]
-        return "", f"the MLflow store does not tell of model {name} version {version}: {reason}"
-    if metadata.get("model_hash") not in hashes:
-        return "", (
-            f"model {name} version {version} in this MLflow store is another file than the one that gave the "
-            "scores, so its run is left out"
-        )
-    return str(found.run_id), ""
 
 
 def _search_beside(run: Path) -> Search | None:

@@ -25,6 +25,8 @@ from eval.published import TEST, VAL, Published, protocol
 from eval.table import percent, span, tail_sentence
 
 UNKNOWN = "not recorded"
+# The version of a model that the server read from a file instead of the registry.
+_FILE = "file"
 _TEMPLATE = Path(__file__).parent / "templates" / "paper.typ"
 _THUMBNAIL = 260
 # Above these, the paper would be longer than five pages; metrics.json and MLflow have the rest.
@@ -64,8 +66,9 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
     """What the template sets, as text: pictures apart. Unknown facts read "not recorded"."""
     head = judgement.headline
     name = facts.score_file.get("model_name", "Scores of unknown origin")
-    if facts.score_file.get("model_version"):
-        name += f" version {facts.score_file['model_version']}"
+    version = facts.score_file.get("model_version", "")
+    if version not in ("", _FILE):
+        name += f" version {version}"
     place = protocol(joined, facts)
     return {
         "title": f"{name} on {joined.name}",
@@ -189,7 +192,7 @@ def _model(facts: Facts) -> list[list[str]]:
         ["parameters", f"{facts.parameters:,}" if facts.parameters else UNKNOWN],
         ["input", f"{size} × {size} px, RGB" if size else UNKNOWN],
         ["preprocessing", files.get("preprocessing", facts.data.preprocessing if facts.data else UNKNOWN)],
-        ["model version", files.get("model_version") or UNKNOWN],
+        ["model version", files.get("model_version", UNKNOWN)],
         [
             "scored by",
             f"server version {files['server_version']}" if files.get("server_version") else UNKNOWN,
@@ -359,10 +362,11 @@ def _means(judgement: Judgement) -> list[list[str]]:
 
 def _other(judgement: Judgement) -> str:
     """The figure that would flatter most among those that others call mAP."""
-    highest = max(judgement.others, key=lambda figure: figure.value)
+    highest = max((f for f in judgement.others if f.name != "accuracy"), key=lambda figure: figure.value)
     return (
         f"Of the {len(judgement.others)} figures on the same scores that others call mAP, none is the mean of the "
-        f"classes' AP; the highest is {percent(highest.value)} % ({highest.name}). metrics.json has them all."
+        f"classes' AP; the highest, accuracy apart, is {percent(highest.value)} % ({highest.name}). "
+        "metrics.json has them all."
     )
 
 
