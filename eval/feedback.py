@@ -5,7 +5,6 @@ model file, which the export notes on its run.
 """
 
 import math
-import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,26 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import Judgement
-from train.tracking import client
+from train.tracking import HASH_TAG
 
-# The tag under which an export notes the SHA-256 of its file, on the run and on the registered version.
-HASH_TAG = "model.sha256"
 FOLDER = "served"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NOT_ALLOWED = re.compile(r"[^\w\-. :]", re.ASCII)
-
-
-def open_store() -> Any:
-    """An `MlflowClient` on MLFLOW_TRACKING_URI, or on mlflow.db of the current folder; None where there is none
-    (asking MLflow would create an empty one)."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    local = uri.removeprefix("sqlite:///")
-    if local != uri and not Path(local).is_file():
-        return None
-    # MLflow's own defaults try a server that is away for four minutes without a word.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return client()
 
 
 def find_run(store: Any, metadata: Mapping[str, str]) -> tuple[str, str]:

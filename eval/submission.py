@@ -22,9 +22,10 @@ from data.errors import InputError
 from data.labels import VOC_CLASSES
 from data.scores import Scores, read_scores
 from data.voc import default_devkit, find_devkit, list_splits
-from eval.feedback import find_run, open_store
+from eval.feedback import find_run
 from eval.joining import examples
 from eval.options import SubmitConfig
+from train.tracking import open_store
 
 COMPETITIONS = ("comp1", "comp2")
 _ENDINGS = (".tar.gz", ".tgz")
