@@ -33,7 +33,7 @@ from eval.metrics import (
     tailacc_absolute,
     ties,
 )
-from eval.ranking import Floats, Ranking, rankings
+from eval.ranking import Floats, Logits, Ranking, rankings
 
 COVERAGES = (0.10, 0.25, 0.50)
 RELATIVE, ABSOLUTE = "relative", "absolute"
@@ -61,6 +61,7 @@ class Means:
         accuracy, always_no: means over the classes.
         curves: the mean Tailacc curves by name.
         f1: CF1 and OF1 at a score of 0.5.
+        f1_fitted: the same at the model's own threshold of each class, None where they are not known.
         precision_at_50: the mean over the classes that have a positive.
         precision_at_coverage: for each share of the images, the same mean.
         ece: the mean expected calibration error over the classes that have an image.
@@ -75,6 +76,7 @@ class Means:
     always_no: float
     curves: Mapping[str, Curve]
     f1: F1
+    f1_fitted: F1 | None
     precision_at_50: float
     precision_at_coverage: Mapping[float, float]
     ece: float
@@ -120,7 +122,13 @@ class Judgement:
         return self.chosen or self.overall
 
 
-def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, seed: int = 0) -> Judgement:
+def judge(
+    joined: Joined,
+    chosen: Sequence[int] = (),
+    replicates: int = 1000,
+    seed: int = 0,
+    thresholds: Floats | None = None,
+) -> Judgement:
     """Compute every figure.
 
     Args:
@@ -128,6 +136,7 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
         chosen: the columns of the classes that a second mean is wanted over; empty: none.
         replicates: bootstrap replicates.
         seed: of the bootstrap.
+        thresholds: float64[C], the scores above which the model shows a label; None: not known.
     """
     ranked = list(rankings(joined.logit, joined.target, joined.mask, joined.image_ids))
     curves = {RELATIVE: tailacc(ranked), ABSOLUTE: tailacc_absolute(ranked)}
@@ -140,8 +149,10 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
     )
     ece = np.array([diagram.ece for diagram in diagrams])
 
+    fitted = None if thresholds is None else logit_thresholds(joined.logit, joined.score, thresholds)
+
     def means(columns: Sequence[int]) -> Means:
-        return _means(joined.classes, ranked, ap, ece, curves, sampled, columns)
+        return _means(joined.classes, ranked, ap, ece, curves, sampled, fitted, columns)
 
     return Judgement(
         joined=joined,
@@ -168,6 +179,12 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
         replicates=replicates,
         seed=seed,
     )
+
+
+def logit_thresholds(logit: Logits, score: Logits, thresholds: Floats) -> Floats:
+    """float64[C]: the logits above which the images are those with a score above the thresholds float64[C]."""
+    below = np.where(score <= thresholds.astype(np.float32), logit, -np.inf)
+    return np.asarray(below.max(axis=0, initial=-np.inf), np.float64)
 
 
 def _rarity(classes: Sequence[str], ranked: Sequence[Ranking]) -> list[str]:
@@ -199,6 +216,7 @@ def _means(
     ece: Floats,
     curves: Mapping[str, TailCurve],
     sampled: Bootstrap,
+    fitted: Floats | None,
     columns: Sequence[int],
 ) -> Means:
     part = [ranked[c] for c in columns]
@@ -222,6 +240,7 @@ def _means(
         always_no=mean_average_precision(always_no_accuracy(part))[0],
         curves=drawn,
         f1=f1(part),
+        f1_fitted=None if fitted is None else f1(part, fitted[index]),
         precision_at_50=mean_average_precision([precision_at(r, 50) for r in part])[0],
         precision_at_coverage={
             share: mean_average_precision([precision_at_coverage(r, share) for r in part])[0]
@@ -289,6 +308,7 @@ def _means_json(means: Means) -> dict[str, Any]:
         "tailacc": {"position": relative.tail.position, **_curve_json(relative)},
         "tailacc_absolute": {"logit": absolute.tail.position, **_curve_json(absolute)},
         "f1": asdict(means.f1),
+        "f1_fitted": asdict(means.f1_fitted) if means.f1_fitted else None,
         "precision_at_50": means.precision_at_50,
         "precision_at_coverage": _shares(means.precision_at_coverage),
         "ece": means.ece,
