@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ from hypothesis import settings
 from PIL import Image
 
 from data.labels import VOC_CLASSES
+from data.scores import read_scores, write_scores
 from train.config import TrainConfig, to_dict
+from train.tracking import HASH_TAG, client, experiment_id
 
 # A deadline for each example would time the machine, not the code.
 settings.register_profile("eval", deadline=None)
@@ -87,3 +91,21 @@ def run_folder(tmp_path: Path) -> Path:
     environment = {"data": data, "model": model, "sessions": [session]}
     (folder / "environment.json").write_text(json.dumps(environment))
     return folder
+
+
+@pytest.fixture
+def served_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Path, str]]:
+    """Turns a CSV into the score file of a model that an MLflow run exported; gives the file and the run's id."""
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.chdir(store)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def make(csv: Path) -> tuple[Path, str]:
+        run = client().create_run(experiment_id(client(), "eval"), tags={HASH_TAG: "ab" * 32})
+        scores = read_scores(csv)
+        metadata = {"model_name": "toy", "model_version": "file", "model_hash": "ab" * 32}
+        write_scores(store / "scores.parquet", replace(scores, metadata=metadata))
+        return store / "scores.parquet", str(run.info.run_id)
+
+    return make
