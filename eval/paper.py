@@ -9,30 +9,35 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from eval.commands import score_commands, train_command
-from eval.facts import Facts, Part, Search
-from eval.formulas import FORMULAS, REDUCTION
+from eval.facts import Facts, Part
 from eval.gallery import GALLERY_IMAGES, Shown, extremes, random_classes, thumbnail
 from eval.joining import Joined, class_columns
 from eval.judge import Judgement, Means
 from eval.paper_figures import curves_svg, tail_svg
+from eval.paper_run import (
+    UNKNOWN,
+    loss_content,
+    machine_rows,
+    model_rows,
+    search_content,
+    training_rows,
+    versions_text,
+)
 from eval.published import TEST, VAL, Published, protocol
 from eval.table import percent, span, tail_sentence
 
-UNKNOWN = "not recorded"
 # The version of a model that the server read from a file instead of the registry.
 _FILE = "file"
 _TEMPLATE = Path(__file__).parent / "templates" / "paper.typ"
 _THUMBNAIL = 260
-# Above these, the paper would be longer than five pages; metrics.json and MLflow have the rest.
-MAX_CLASSES, MAX_TRIALS = 80, 24
-# Settings that say where a run is written and read, not how it is trained.
-_PLACES = ("out", "overwrite", "resume", "data.root", "data.labels", "data.cache", "tracking.")
+# Above this, the paper would be longer than five pages; metrics.json has the rest.
+MAX_CLASSES = 80
 
 
 def write_pdf(path: Path, joined: Joined, judgement: Judgement, facts: Facts) -> None:
@@ -70,6 +75,7 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
     if version not in ("", _FILE):
         name += f" version {version}"
     place = protocol(joined, facts)
+    everything = judgement.overall  # published results are over all classes, whichever were chosen here
     return {
         "title": f"{name} on {joined.name}",
         "date": _moment(facts).date().isoformat() if facts.sessions else "",
@@ -78,10 +84,10 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
         "summary": _summary(joined, judgement, facts),
         "notes": [*facts.notes, *judgement.notes],
         "data": _data(joined, facts),
-        "model": _model(facts),
-        "loss": _loss(facts),
-        "training": _training(facts),
-        "search": _search(facts.search),
+        "model": model_rows(facts),
+        "loss": loss_content(facts),
+        "training": training_rows(facts),
+        "search": search_content(facts.search),
         "classes": _classes(joined, judgement, facts),
         "means": _means(judgement),
         "other": _other(judgement),
@@ -93,7 +99,7 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
             "comparable": place.comparable,
             "own": [
                 name,
-                f"{percent(head.map['voc2010'])} ({span(*head.interval['voc2010'])})",
+                f"{percent(everything.map['voc2010'])} ({span(*everything.interval['voc2010'])})",
                 place.trained,
                 place.tested,
                 "this paper",
@@ -102,8 +108,8 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
             "test": [_published(row) for row in TEST],
         },
         "commands": _commands(joined, judgement, facts),
-        "machine": [["model SHA-256", facts.score_file.get("model_hash") or UNKNOWN], *_machine(facts)],
-        "versions": _versions(facts),
+        "machine": [["model SHA-256", facts.score_file.get("model_hash") or UNKNOWN], *machine_rows(facts)],
+        "versions": versions_text(facts),
         "seed": judgement.seed,
     }
 
@@ -176,146 +182,6 @@ def _data(joined: Joined, facts: Facts) -> dict[str, Any]:
     return {"text": text, "rows": rows}
 
 
-def _model(facts: Facts) -> list[list[str]]:
-    config, files = facts.config, facts.score_file
-    weights = str(config.get("model.weights", UNKNOWN)).rpartition("/")[2]
-    if facts.weights_sha256:
-        weights += f" (SHA-256 {facts.weights_sha256[:16]}…)"
-    size = config.get("data.size")
-    return [
-        ["backbone", str(config.get("model.backbone", UNKNOWN))],
-        [
-            "starting weights",
-            {"none": "none (random)", "imagenet": "ImageNet (torchvision)"}.get(weights, weights),
-        ],
-        ["head", f"{config['model.head']}, dropout {config['model.dropout']}" if config else UNKNOWN],
-        ["parameters", f"{facts.parameters:,}" if facts.parameters else UNKNOWN],
-        ["input", f"{size} × {size} px, RGB" if size else UNKNOWN],
-        ["preprocessing", files.get("preprocessing", facts.data.preprocessing if facts.data else UNKNOWN)],
-        ["model version", files.get("model_version", UNKNOWN)],
-        [
-            "scored by",
-            f"server version {files['server_version']}" if files.get("server_version") else UNKNOWN,
-        ],
-        ["MLflow run", facts.run_id or UNKNOWN],
-    ]
-
-
-def _loss(facts: Facts) -> dict[str, Any] | None:
-    name = str(facts.config.get("loss.name", ""))
-    if name not in FORMULAS:
-        return None
-    formula = FORMULAS[name]
-    return {
-        "name": name,
-        "title": formula.title,
-        "math": formula.math,
-        "reduction": REDUCTION,
-        "settings": [[symbol, f"{facts.config[key]:g}"] for symbol, key in formula.settings],
-        "source": formula.source,
-    }
-
-
-def _training(facts: Facts) -> list[list[str]]:
-    config = facts.config
-    if not config:
-        return []
-    wanted, done = config["schedule.epochs"], len(facts.history)
-    patience = config["schedule.patience"]
-    kept = (
-        f"epoch {facts.best_epoch}, selection mAP {percent(facts.best_map)} %"
-        if facts.best_map is not None
-        else UNKNOWN
-    )
-    precision = str(facts.sessions[-1]["precision"]) if facts.sessions else UNKNOWN
-    return [
-        [
-            "optimiser",
-            f"AdamW; peak learning rate {config['optimizer.lr']:.4g} (head), {config['optimizer.backbone_lr']:.4g} "
-            f"(backbone); weight decay {config['optimizer.weight_decay']:g} on matrices and convolutions; "
-            + (
-                f"gradient norm at most {config['optimizer.clip']:g}"
-                if config["optimizer.clip"]
-                else "no limit on the gradient"
-            ),
-        ],
-        [
-            "schedule",
-            f"linear warm-up over {100 * config['schedule.warmup']:g} % of the steps, then a cosine to zero; "
-            f"{wanted} epochs{', stopped after ' + str(done) if done < wanted else ''}; "
-            + (
-                f"stop after {patience} epochs without a better selection mAP"
-                if patience
-                else "no early stopping"
-            ),
-        ],
-        ["batch", f"{config['batch_size']} images a step over all processes"],
-        [
-            "averaging",
-            f"exponential moving average of the weights, decay {config['ema']:g}"
-            if config["ema"]
-            else "none",
-        ],
-        [
-            "augmentation",
-            f"crop of {100 * config['augment.min_area']:g} to 100 % of the area, aspect ratio within "
-            f"1/{config['augment.aspect']:g} to {config['augment.aspect']:g}; left-right flip with probability "
-            f"{config['augment.flip']:g}; brightness ± {100 * config['augment.brightness']:g} %, "
-            f"contrast ± {100 * config['augment.contrast']:g} %",
-        ],
-        [
-            "precision",
-            {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(
-                precision, precision
-            ),
-        ],
-        ["seed", f"{config['seed']} (split, initial weights, order, augmentation)"],
-        ["kept", kept],
-    ]
-
-
-def _search(search: Search | None) -> dict[str, Any] | None:
-    if search is None:
-        return None
-    shown = search.trials[:MAX_TRIALS]
-    keys = sorted({key for trial in search.trials for key in trial.settings if not key.startswith(_PLACES)})
-    varied = [k for k in keys if len({trial.settings.get(k) for trial in search.trials}) > 1]
-    rows = [
-        [
-            f"{percent(trial.best_map)}" if trial.best_map is not None else "n/a",
-            trial.state,
-            str(trial.epochs) if trial.epochs else "n/a",
-            *(_short(trial.settings.get(key, UNKNOWN)) for key in varied),
-        ]
-        for trial in shown
-    ]
-    settings = search.settings
-    text = f"{len(search.trials)} configurations were tried"
-    if "search.sampler" in settings:
-        asha = "ASHA stops those that lag behind" if str(settings["search.asha"]) == "True" else "none pruned"
-        text += (
-            f" (sampler {settings['search.sampler']}, {asha}, "
-            f"seed {settings['seed']}), each judged by its best mAP on the selection part"
-        )
-    text += ". The settings that differ between them are shown; all others are as in the command at the end."
-    hidden = len(search.trials) - len(shown)
-    return {
-        "text": text,
-        "columns": ["selection mAP, %", "state", "epochs", *varied],
-        "rows": rows,
-        "chosen": [trial.chosen for trial in shown],
-        "more": f"{hidden} more trials, all below, are in MLflow." if hidden else "",
-    }
-
-
-def _short(text: str) -> str:
-    """A number to four digits; a path to its name; anything else as it is."""
-    try:
-        return f"{float(text):.4g}"
-    except ValueError:
-        return text.rpartition("/")[2]
-
-
 def _classes(joined: Joined, judgement: Judgement, facts: Facts) -> dict[str, Any]:
     rows = []
     for c, name in enumerate(joined.classes[:MAX_CLASSES]):
@@ -375,46 +241,11 @@ def _published(row: Published) -> list[str]:
 
 
 def _commands(joined: Joined, judgement: Judgement, facts: Facts) -> list[str]:
+    scoring = score_commands(joined.name, judgement.seed, judgement.replicates)
+    if not facts.config:
+        return [scoring[-1].replace(" --run RUN", "")]  # no run to train or to export
     processes = int(facts.sessions[-1]["processes"]) if facts.sessions else 1
-    train = [train_command(facts.config, processes)] if facts.config else []
-    return train + score_commands(joined.name, judgement.seed, judgement.replicates)
-
-
-def _machine(facts: Facts) -> list[list[str]]:
-    if not facts.sessions:
-        return [["hardware", UNKNOWN], ["time", UNKNOWN], ["source revision", UNKNOWN]]
-    last = facts.sessions[-1]
-    hardware = last["hardware"]
-    words = f"{hardware['cpu']}, {hardware['cores']} cores ({hardware['threads']} used by PyTorch)"
-    if hardware["gpus"]:
-        words += f"; {hardware['gpus']} × {hardware['gpu']}"
-    seconds = sum(session["seconds"] for session in facts.sessions)
-    rates = [row["time/images_per_second"] for row in facts.history]
-    return [
-        ["hardware", words],
-        ["processes", str(last["processes"])],
-        [
-            "time",
-            f"{_duration(seconds)} in {len(facts.sessions)} session{'s' if len(facts.sessions) > 1 else ''}, "
-            f"from {last['started']}"
-            + (f"; {sum(rates) / len(rates):,.0f} images/s in training" if rates else ""),
-        ],
-        ["source revision", last["source_revision"] or UNKNOWN],
-    ]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _versions(facts: Facts) -> str:
-    if not facts.sessions:
-        return UNKNOWN
-    last: Mapping[str, Any] = facts.sessions[-1]
-    parts = [last["system"], f"Python {last['python']}", *(f"{k} {v}" for k, v in last["versions"].items())]
-    return ", ".join(parts)
+    return [train_command(facts.config, processes), *scoring]
 
 
 def _write_figures(folder: Path, judgement: Judgement, facts: Facts) -> dict[str, str]:

@@ -24,7 +24,7 @@ class Published:
 
 
 _LEADERBOARD = "VOC2012 leaderboard, comp2"
-_RESCORED = "the authors' own score file, scored again with difficult objects ignored"
+_RESCORED = "the authors' score file judged again, difficult ignored"
 TEST: tuple[Published, ...] = (
     Published("Query2Label", "96.6", "trainval", "test", "Liu et al. 2021, arXiv:2107.10834"),
     Published("ADD-GCN", "95.5", "trainval", "test", "Ye et al. 2020, arXiv:2012.02994"),

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from data.labels import VOC_CLASSES
-from eval.facts import Facts, Part, JudgedLabels, TrainingData
+from eval.facts import Facts, JudgedLabels, Part, TrainingData
 from eval.joining import Joined
 from eval.published import IMAGES, POSITIVES, TEST, VAL, protocol
 
