@@ -151,9 +151,13 @@ def collect_facts(scores: Scores, labels: LabelSet, run: Path | None = None, sto
     if run is not None:
         if not (run / CONFIG).is_file():
             raise InputError(f"--run {run} is not the folder of a training run: it holds no {CONFIG}")
-        facts = _read(
-            run, replace(known, origin=f"the run folder {run.name}", run_id=_run_id_of(run)), labels
-        )
+        origin = f"the run folder {run.name}"
+        own, (scored, _) = _run_id_of(run), find_run(store, scores.metadata)
+        if own and scored and own != scored:
+            raise InputError(
+                f"{origin} is not of the model that gave the scores: it is MLflow run {own}, the model is of {scored}"
+            )
+        facts = _read(run, replace(known, origin=origin, run_id=own or scored), labels)
         return replace(facts, search=_search_beside(run) or _search_of(store, facts.run_id))
     run_id, reason = find_run(store, scores.metadata)
     if not run_id:
@@ -238,7 +242,8 @@ def _selection(path: Path) -> set[str]:
 
 
 def _run_id_of(run: Path) -> str:
-    return str(_json(run / RESULT).get("run_id", ""))
+    # A trial that the search stopped wrote no result.
+    return str(_json(run / ENVIRONMENT).get("run_id") or _json(run / RESULT).get("run_id", ""))
 
 
 def _search_beside(run: Path) -> Search | None:

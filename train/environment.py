@@ -32,8 +32,8 @@ _CPU_INFO = Path("/proc/cpuinfo")
 class Environment:
     """The file `environment.json` of a run, written anew at every call of `write` by an atomic rename.
 
-    It holds `data` and `model` as they are now, and one entry of `sessions` for each time the run was
-    started: a resumed run may go on elsewhere, with other versions.
+    It holds the MLflow `run_id`, `data` and `model` as they are now, and one entry of `sessions` for each time
+    the run was started: a resumed run may go on elsewhere, with other versions.
 
     Args:
         path: the file. An earlier session is kept where it exists (a run that is resumed).
@@ -48,11 +48,17 @@ class Environment:
         earlier = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.is_file() else []
         self._path, self._start = path, time.monotonic()
         self._session = {"started": datetime.now(UTC).isoformat(timespec="seconds")} | session
-        self._content = {"data": data, "model": model, "sessions": [*earlier, self._session]}
+        self._content: dict[str, Any] = {"data": data, "model": model, "sessions": [*earlier, self._session]}
         self.write("RUNNING")
 
-    def write(self, status: str) -> None:
-        """Write the file with the seconds so far: after every epoch, so that a killed run has them too."""
+    def write(self, status: str, run_id: str = "") -> None:
+        """Write the file with the seconds so far: after every epoch, so that a killed run has them too.
+
+        Args:
+            status: "RUNNING", or what became of the run.
+            run_id: of MLflow, "" where the run is not tracked.
+        """
+        self._content["run_id"] = run_id
         self._session |= {"status": status, "seconds": round(time.monotonic() - self._start, 1)}
         partial = self._path.with_name(self._path.name + ".part")
         partial.write_text(json.dumps(self._content, indent=2) + "\n", encoding="utf-8")

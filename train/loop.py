@@ -303,7 +303,7 @@ class _Run:
         }
         checkpoint.save(self.out / checkpoint.LAST, state)
         write_history(self.out / checkpoint.HISTORY, self.history)
-        self.environment.write("RUNNING")
+        self.environment.write("RUNNING", self.run_id)
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -359,7 +359,7 @@ class _Run:
             raise
         finally:
             if self.accelerator.is_main_process:
-                self.environment.write(status)
+                self.environment.write(status, self.run_id)
                 if self.history:
                     draw_curves(self.out / checkpoint.CURVES, self.history)
                     files.append(self.out / checkpoint.CURVES)

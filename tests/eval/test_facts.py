@@ -174,7 +174,12 @@ def test_collect_facts__mlflow_run_of_the_model_and_its_search(
     store.set_tag(runs[1], HASH_TAG, HASH)
     for name in ("config.json", "history.csv", "selection.csv", "environment.json"):
         store.log_artifact(runs[1], str(run_folder / name))
-    facts = collect(with_metadata(scores, model_name="x", model_version="file", model_hash=HASH), devkit)
+    judged = with_metadata(scores, model_name="x", model_version="file", model_hash=HASH)
+    with pytest.raises(InputError, match=f"it is MLflow run abc, the model is of {runs[1]}"):
+        collect(judged, devkit, run_folder)
+    (run_folder / "result.json").unlink()
+    assert collect(judged, devkit, run_folder).run_id == runs[1]
+    facts = collect(judged, devkit)
     assert facts.run_id == runs[1]
     assert facts.origin == f"the MLflow run {runs[1]}"
     assert facts.config["optimizer.lr"] == 1e-3
