@@ -1,13 +1,14 @@
 """From options to a report folder: read, judge, draw, write.
 
-The folder holds exactly `metrics.json`, `report.html`, `report.pdf` where it was asked for, and `sheets/` where the
-photographs are at hand. It is written beside its place and renamed, so a report is there whole or not at all.
-Then the figures go back to the model's MLflow run, where that is known.
+The folder holds exactly `metrics.json`, `report.html`, `explorer.html`, `report.pdf` where it was asked for, and
+`sheets/` where the photographs are at hand. It is written beside its place and renamed, so a report is there
+whole or not at all. Then the figures go back to the model's MLflow run, where that is known.
 """
 
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from rich.console import Console
 from data.errors import InputError
 from data.labels import LabelSet
 from data.scores import Scores, read_scores
+from eval.explorer import write_explorer
+from eval.explorer import write_explorer
 from eval.feedback import feed_back, find_run
 from eval.gallery import random_classes, write_sheets
 from eval.joining import Joined, class_columns, join, load_labels
@@ -30,7 +33,13 @@ from train.tracking import open_store
 if TYPE_CHECKING:
     from eval.facts import Facts
 
-METRICS, PAGE, PAPER, SHEETS = "metrics.json", "report.html", "report.pdf", "sheets"
+METRICS, PAGE, EXPLORER, PAPER, SHEETS = (
+    "metrics.json",
+    "report.html",
+    "explorer.html",
+    "report.pdf",
+    "sheets",
+)
 
 
 def write_report(config: ReportConfig, console: Console | None = None) -> Judgement:
@@ -55,14 +64,16 @@ def write_report(config: ReportConfig, console: Console | None = None) -> Judgem
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        _write(partial, judgement, scores, facts, config)
+        notes = _write(partial, judgement, scores, facts, config)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print_table(judgement, console)
-    there = [out / name for name in (METRICS, PAGE, PAPER, SHEETS) if (out / name).exists()]
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    there = [out / name for name in (METRICS, PAGE, EXPLORER, PAPER, SHEETS) if (out / name).exists()]
     for path in there:
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     if config.feedback:
@@ -119,7 +130,8 @@ def _scores(path: Path) -> Scores:
 
 def _write(
     folder: Path, judgement: Judgement, scores: Scores, facts: "Facts | None", config: ReportConfig
-) -> None:
+) -> list[str]:
+    """Write the files; returns what a person should know of one that was left out."""
     joined = judgement.joined
     metadata = {"file": config.scores.name, **scores.metadata}
     if joined.paths:
@@ -128,10 +140,23 @@ def _write(
     (folder / METRICS).write_text(text + "\n")
     page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed))
     (folder / PAGE).write_text(page, encoding="utf-8")
+    missing = write_explorer(folder / EXPLORER, joined, metadata.get("model_name", metadata["file"]))
+    if missing:
+        print(f"note: no explorer: {missing}", file=sys.stderr)
+    notes = []
+    if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, _title(config, scores))):
+        notes.append(f"no {EXPLORER}: {left_out}")
     if config.pdf and facts:
         from eval.paper import write_pdf
 
         write_pdf(folder / PAPER, joined, judgement, facts)
+    return notes
+
+
+def _title(config: ReportConfig, scores: Scores) -> str:
+    """The model's name and version as the score file tells them, else the file's own name."""
+    name, version = scores.metadata.get("model_name", ""), scores.metadata.get("model_version", "")
+    return (name + (f" version {version}" if version not in ("", "file") else "")) or config.scores.name
 
 
 def _gallery_columns(joined: Joined, judgement: Judgement, seed: int) -> list[int]:
@@ -148,7 +173,7 @@ def refuse_foreign(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"--out must be a folder, and {out} is a file")
     there = {path.name for path in out.iterdir()}
-    foreign = sorted(there - {METRICS, PAGE, PAPER, SHEETS})
+    foreign = sorted(there - {METRICS, PAGE, EXPLORER, PAPER, SHEETS})
     if not foreign and (out / SHEETS).is_dir():
         foreign = sorted(f"{SHEETS}/{p.name}" for p in (out / SHEETS).iterdir() if p.suffix != ".jpg")
     if not foreign and there and METRICS not in there:

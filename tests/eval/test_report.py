@@ -43,6 +43,7 @@ def test_report__devkit_files_and_figures(
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "metrics.json",
         "report.html",
+        "explorer.html",
         *sheets,
     }
     assert not list(tmp_path.glob(".out*"))
@@ -92,7 +93,7 @@ def test_report__labels_csv_without_photographs(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "out"
     code, _, _ = report(capsys, "--scores", tmp_path / "s.csv", "--labels", tmp_path / "l.csv", "--out", out)
     assert code == 0
-    assert {p.name for p in out.iterdir()} == {"metrics.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "report.html", "explorer.html"}
     page = (out / "report.html").read_text()
     assert "photographs are not at hand" in page
     assert "a&lt;b" in page
@@ -159,6 +160,23 @@ def test_report__pdf_beside_the_page(
     code, _, error = report(capsys, *options, "--run", tmp_path)
     assert code == 2
     assert "is not the folder of a training run" in error
+
+
+def test_report__no_image_above_the_threshold(
+    devkit: Path, score_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = read_scores(score_csv)
+    shy = dataclasses.replace(scores, logit=scores.logit - 20, score=scores.score / 2.5)
+    write_scores(tmp_path / "s.parquet", shy)
+    out = tmp_path / "out"
+    options = ("--scores", tmp_path / "s.parquet", "--data", devkit, "--out", out, "--no-explorer")
+    code, text, _ = report(capsys, *options)
+    assert code == 0
+    assert "no image of any class scores above the classification threshold" in text
+    found = metrics_of(out)
+    assert found["tailacc"]["mean"] == [None] * 20
+    assert found["tailacc_area"] == {"value": None, "interval": [None, None]}
+    assert not (out / "explorer.html").exists()
 
 
 def test_report__chosen_classes_beside_all(
