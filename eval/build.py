@@ -8,7 +8,6 @@ whole or not at all. Then the figures go back to the model's MLflow run, where t
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from rich.console import Console
 from data.errors import InputError
 from data.labels import LabelSet
 from data.scores import Scores, read_scores
-from eval.explorer import write_explorer
 from eval.explorer import write_explorer
 from eval.feedback import feed_back, find_run
 from eval.gallery import random_classes, write_sheets
@@ -33,13 +31,8 @@ from train.tracking import open_store
 if TYPE_CHECKING:
     from eval.facts import Facts
 
-METRICS, PAGE, EXPLORER, PAPER, SHEETS = (
-    "metrics.json",
-    "report.html",
-    "explorer.html",
-    "report.pdf",
-    "sheets",
-)
+METRICS, PAGE, EXPLORER, PAPER = "metrics.json", "report.html", "explorer.html", "report.pdf"
+SHEETS = "sheets"
 
 
 def write_report(config: ReportConfig, console: Console | None = None) -> Judgement:
@@ -140,9 +133,6 @@ def _write(
     (folder / METRICS).write_text(text + "\n")
     page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed))
     (folder / PAGE).write_text(page, encoding="utf-8")
-    missing = write_explorer(folder / EXPLORER, joined, metadata.get("model_name", metadata["file"]))
-    if missing:
-        print(f"note: no explorer: {missing}", file=sys.stderr)
     notes = []
     if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, _title(config, scores))):
         notes.append(f"no {EXPLORER}: {left_out}")

@@ -33,6 +33,8 @@ class ReportConfig:
     """Seed of the bootstrap and of the choice of gallery classes."""
     run: Path | None = None
     """Folder of the training run, for the PDF and to find its MLflow run (default: as the score file says)."""
+    explorer: bool = True
+    """Write explorer.html, one self-contained page on which a person moves t and looks at the images."""
     pdf: bool = False
     """Also write report.pdf: 2 to 5 pages from which another person can make the result again."""
     feedback: bool = True
