@@ -28,11 +28,16 @@ class ModelInfo:
         size: S, the side of the square input in pixels.
         preprocessing: fingerprint of `data.image` at this size, as it was in training.
         scale, bias: C numbers each, the per-class calibration that is inside the graph.
-        thresholds: C scores in [0, 1]; a label is shown where its score is above.
+        thresholds: C scores in [0, 1]; a label is shown where its score is above. Of the highest F1 on the
+            selection part.
         config: the training configuration as JSON.
         data_fingerprint: of the labels it was trained on (`LabelSet.fingerprint`).
         source_revision: git commit of the code, "+dirty" where it had changes, "" where unknown.
         run_id: MLflow run id, "" where it was not tracked.
+        calibration: how scale and bias were fitted: "platt", "temperature" or "none".
+        wished_precision: in (0, 1].
+        precision_thresholds: C scores, the lowest with that precision on the selection part (1.0 where none has
+            it), or empty where none were fitted.
     """
 
     name: str
@@ -46,11 +51,14 @@ class ModelInfo:
     data_fingerprint: str = ""
     source_revision: str = ""
     run_id: str = ""
+    calibration: str = "none"
+    wished_precision: float = 0.9
+    precision_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("scale", "bias", "thresholds"):
+        for field in ("scale", "bias", "thresholds", "precision_thresholds"):
             length = len(getattr(self, field))
-            if length != len(self.classes):
+            if length != len(self.classes) and (length or field != "precision_thresholds"):
                 raise InputError(
                     f"model file: {field} must have one number a class ({len(self.classes)}), got {length}"
                 )

@@ -29,6 +29,7 @@ METADATA_KEYS: tuple[str, ...] = (
     "images_sent",
     "images_scored",
     "images_failed",
+    "thresholds",
 )
 _PREFIX = "tailacc."
 # The logit given to a probability of exactly 1 or 0 in a plain CSV: beyond every float64 below 1 (36.7)
@@ -45,7 +46,8 @@ class Scores:
         image_ids: N unique ids.
         logit: float32[N, C], finite; ranking is on these.
         score: float32[N, C] in [0, 1], the calibrated probability.
-        metadata: see `METADATA_KEYS`; whatever the writer knew.
+        metadata: see `METADATA_KEYS`; whatever the writer knew. `thresholds` is a JSON list of C scores, above
+            which the model shows a label.
         failed: image id -> reason, for the images that have no row.
     """
 

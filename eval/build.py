@@ -1,26 +1,38 @@
 """From options to a report folder: read, judge, draw, write.
 
-The folder holds exactly `metrics.json`, `report.html`, and `sheets/` where the photographs are at hand.
-It is written beside its place and renamed, so a report is there whole or not at all.
+The folder holds exactly `metrics.json`, `report.html`, `explorer.html`, `report.pdf` where it was asked for, and
+`sheets/` where the photographs are at hand. It is written beside its place and renamed, so a report is there
+whole or not at all. Then the figures go back to the model's MLflow run, where that is known.
 """
 
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from data.errors import InputError
+from data.labels import LabelSet
 from data.scores import Scores, read_scores
+from eval.explorer import write_explorer
+from eval.feedback import feed_back, find_run
 from eval.gallery import random_classes, write_sheets
 from eval.joining import Joined, class_columns, join, load_labels
 from eval.judge import Judgement, judge, to_json
 from eval.options import ReportConfig
 from eval.page import render
+from eval.ranking import Floats
 from eval.table import print_table
+from train.tracking import open_store
 
-METRICS, PAGE, SHEETS = "metrics.json", "report.html", "sheets"
+if TYPE_CHECKING:
+    from eval.facts import Facts
+
+METRICS, PAGE, EXPLORER, PAPER = "metrics.json", "report.html", "explorer.html", "report.pdf"
+SHEETS = "sheets"
 
 
 def write_report(config: ReportConfig, console: Console | None = None) -> Judgement:
@@ -36,24 +48,69 @@ def write_report(config: ReportConfig, console: Console | None = None) -> Judgem
     if config.replicates < 1:
         raise InputError(f"--replicates must be at least 1, got {config.replicates}")
     scores = _scores(config.scores)
-    joined = join(
-        scores, load_labels(config.data, config.split, config.labels, config.images), config.allow_missing
-    )
+    labels = load_labels(config.data, config.split, config.labels, config.images)
+    joined = join(scores, labels, config.allow_missing)
     names = [name.strip() for name in config.classes.split(",") if name.strip()]
-    judgement = judge(joined, class_columns(names, joined.classes), config.replicates, config.seed)
+    chosen = class_columns(names, joined.classes)
+    facts = _facts(scores, labels, config)
+    judgement = judge(joined, chosen, config.replicates, config.seed, _thresholds(scores))
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        _write(partial, judgement, scores, config)
+        notes = _write(partial, judgement, scores, facts, config)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print_table(judgement, console)
-    for name in (METRICS, PAGE, *([SHEETS] if joined.paths else [])):
-        console.print(str(out / name), highlight=False, markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    there = [out / name for name in (METRICS, PAGE, EXPLORER, PAPER, SHEETS) if (out / name).exists()]
+    for path in there:
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+    if config.feedback:
+        files = [path for path in there if path.is_file()]
+        told = _feed_back(judgement, scores, facts.run_id if facts else "", files)
+        console.print(f"MLflow: {told}", highlight=False, markup=False, soft_wrap=True)
     return judgement
+
+
+def _facts(scores: Scores, labels: LabelSet, config: ReportConfig) -> "Facts | None":
+    """How the model was made, where a PDF will tell it or a run was named."""
+    if not config.pdf and not config.run:
+        return None
+    from eval.facts import collect_facts
+
+    return collect_facts(scores, labels, config.run)
+
+
+def _thresholds(scores: Scores) -> Floats | None:
+    """float64[C] of the score file's metadata, None where it does not tell."""
+    text = scores.metadata.get("thresholds")
+    if text is None:
+        return None
+    try:
+        values = np.array(json.loads(text), np.float64)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"the score file's thresholds must be a JSON list of numbers, got '{text}'"
+        ) from error
+    if values.shape != (len(scores.classes),):
+        raise InputError(
+            f"the score file must hold one threshold a class ({len(scores.classes)}), got {values.size}"
+        )
+    return values
+
+
+def _feed_back(judgement: Judgement, scores: Scores, run_id: str, files: list[Path]) -> str:
+    """Tell the MLflow run of the figures, and say what became of it."""
+    # Not opened for scores that name no model: MLflow takes seconds to import.
+    store: Any = open_store() if run_id or scores.metadata.get("model_hash") else None
+    note = "" if store else "there is no store here"
+    if not run_id:
+        run_id, note = find_run(store, scores.metadata)
+    return feed_back(store, run_id, judgement, files) if store and run_id else f"not told: {note}"
 
 
 def _scores(path: Path) -> Scores:
@@ -64,7 +121,10 @@ def _scores(path: Path) -> Scores:
     return read_scores(path)
 
 
-def _write(folder: Path, judgement: Judgement, scores: Scores, config: ReportConfig) -> None:
+def _write(
+    folder: Path, judgement: Judgement, scores: Scores, facts: "Facts | None", config: ReportConfig
+) -> list[str]:
+    """Write the files; returns what a person should know of one that was left out."""
     joined = judgement.joined
     metadata = {"file": config.scores.name, **scores.metadata}
     if joined.paths:
@@ -73,6 +133,20 @@ def _write(folder: Path, judgement: Judgement, scores: Scores, config: ReportCon
     (folder / METRICS).write_text(text + "\n")
     page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed))
     (folder / PAGE).write_text(page, encoding="utf-8")
+    notes = []
+    if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, _title(config, scores))):
+        notes.append(f"no {EXPLORER}: {left_out}")
+    if config.pdf and facts:
+        from eval.paper import write_pdf
+
+        write_pdf(folder / PAPER, joined, judgement, facts)
+    return notes
+
+
+def _title(config: ReportConfig, scores: Scores) -> str:
+    """The model's name and version as the score file tells them, else the file's own name."""
+    name, version = scores.metadata.get("model_name", ""), scores.metadata.get("model_version", "")
+    return (name + (f" version {version}" if version not in ("", "file") else "")) or config.scores.name
 
 
 def _gallery_columns(joined: Joined, judgement: Judgement, seed: int) -> list[int]:
@@ -89,7 +163,7 @@ def refuse_foreign(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"--out must be a folder, and {out} is a file")
     there = {path.name for path in out.iterdir()}
-    foreign = sorted(there - {METRICS, PAGE, SHEETS})
+    foreign = sorted(there - {METRICS, PAGE, EXPLORER, PAPER, SHEETS})
     if not foreign and (out / SHEETS).is_dir():
         foreign = sorted(f"{SHEETS}/{p.name}" for p in (out / SHEETS).iterdir() if p.suffix != ".jpg")
     if not foreign and there and METRICS not in there:

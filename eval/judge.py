@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.doctor import Figure, figures
+from eval.calibration import Reliability, reliability
+from eval.confusion import Confusion, most_confused
+from eval.diagnosis import Figure, figures
 from eval.intervals import Bootstrap, bootstrap, interval
 from eval.joining import Joined
 from eval.metrics import (
@@ -26,11 +28,12 @@ from eval.metrics import (
     precision_at,
     precision_at_coverage,
     ranked_average_precision,
+    tail_area,
     tailacc,
     tailacc_absolute,
     ties,
 )
-from eval.ranking import Floats, Ranking, rankings
+from eval.ranking import Floats, Logits, Ranking, rankings
 
 COVERAGES = (0.10, 0.25, 0.50)
 RELATIVE, ABSOLUTE = "relative", "absolute"
@@ -58,8 +61,11 @@ class Means:
         accuracy, always_no: means over the classes.
         curves: the mean Tailacc curves by name.
         f1: CF1 and OF1 at a score of 0.5.
+        f1_fitted: the same at the model's own threshold of each class, None where they are not known.
         precision_at_50: the mean over the classes that have a positive.
         precision_at_coverage: for each share of the images, the same mean.
+        ece: the mean expected calibration error over the classes that have an image.
+        tail_area, tail_area_interval: the area under the relative mean Tailacc curve, and its 95 % interval.
     """
 
     classes: tuple[str, ...]
@@ -70,8 +76,12 @@ class Means:
     always_no: float
     curves: Mapping[str, Curve]
     f1: F1
+    f1_fitted: F1 | None
     precision_at_50: float
     precision_at_coverage: Mapping[float, float]
+    ece: float
+    tail_area: float
+    tail_area_interval: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,9 @@ class Judgement:
     """All figures of one score file: per class float64[C], and the means over all and over chosen classes.
 
     `ap_low` and `ap_high` bound the VOC 2010 AP; `tied` holds, per class, images that share their score, and
-    those of them where the order of equal scores can change the AP.
+    those of them where the order of equal scores can change the AP. `precision_at_coverage` holds float64[C] for
+    each share, `reliability` the diagram and `ece` its expected calibration error of each class, and
+    `confusions` the pairs most often confused.
     """
 
     joined: Joined
@@ -89,6 +101,10 @@ class Judgement:
     accuracy: Floats
     always_no: Floats
     precision_at_50: Floats
+    precision_at_coverage: Mapping[float, Floats]
+    reliability: tuple[Reliability, ...]
+    ece: Floats
+    confusions: tuple[Confusion, ...]
     positives: tuple[int, ...]
     ignored: tuple[int, ...]
     tied: tuple[tuple[int, int], ...]
@@ -106,7 +122,13 @@ class Judgement:
         return self.chosen or self.overall
 
 
-def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, seed: int = 0) -> Judgement:
+def judge(
+    joined: Joined,
+    chosen: Sequence[int] = (),
+    replicates: int = 1000,
+    seed: int = 0,
+    thresholds: Floats | None = None,
+) -> Judgement:
     """Compute every figure.
 
     Args:
@@ -114,6 +136,7 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
         chosen: the columns of the classes that a second mean is wanted over; empty: none.
         replicates: bootstrap replicates.
         seed: of the bootstrap.
+        thresholds: float64[C], the scores above which the model shows a label; None: not known.
     """
     ranked = list(rankings(joined.logit, joined.target, joined.mask, joined.image_ids))
     curves = {RELATIVE: tailacc(ranked), ABSOLUTE: tailacc_absolute(ranked)}
@@ -121,9 +144,15 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
     low, high = interval(sampled.ap["voc2010"])
     ap = {kind: np.array([ranked_average_precision(r, kind) for r in ranked]) for kind in KINDS}
     everything = range(len(ranked))
+    diagrams = tuple(
+        reliability(joined.score[:, c], joined.target[:, c], joined.mask[:, c]) for c in everything
+    )
+    ece = np.array([diagram.ece for diagram in diagrams])
+
+    fitted = None if thresholds is None else logit_thresholds(joined.logit, joined.score, thresholds)
 
     def means(columns: Sequence[int]) -> Means:
-        return _means(joined.classes, ranked, ap, curves, sampled, columns)
+        return _means(joined.classes, ranked, ap, ece, curves, sampled, fitted, columns)
 
     return Judgement(
         joined=joined,
@@ -133,6 +162,12 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
         accuracy=accuracy(ranked),
         always_no=always_no_accuracy(ranked),
         precision_at_50=np.array([precision_at(r, 50) for r in ranked]),
+        precision_at_coverage={
+            share: np.array([precision_at_coverage(r, share) for r in ranked]) for share in COVERAGES
+        },
+        reliability=diagrams,
+        ece=ece,
+        confusions=most_confused(joined.classes, joined.logit, joined.target, joined.mask),
         positives=tuple(r.positives for r in ranked),
         ignored=tuple(len(joined.image_ids) - len(r) for r in ranked),
         tied=tuple(ties(r) for r in ranked),
@@ -144,6 +179,12 @@ def judge(joined: Joined, chosen: Sequence[int] = (), replicates: int = 1000, se
         replicates=replicates,
         seed=seed,
     )
+
+
+def logit_thresholds(logit: Logits, score: Logits, thresholds: Floats) -> Floats:
+    """float64[C]: the logits above which the images are those with a score above the thresholds float64[C]."""
+    below = np.where(score <= thresholds.astype(np.float32), logit, -np.inf)
+    return np.asarray(below.max(axis=0, initial=-np.inf), np.float64)
 
 
 def _rarity(classes: Sequence[str], ranked: Sequence[Ranking]) -> list[str]:
@@ -172,8 +213,10 @@ def _means(
     classes: Sequence[str],
     ranked: Sequence[Ranking],
     ap: Mapping[Kind, Floats],
+    ece: Floats,
     curves: Mapping[str, TailCurve],
     sampled: Bootstrap,
+    fitted: Floats | None,
     columns: Sequence[int],
 ) -> Means:
     part = [ranked[c] for c in columns]
@@ -185,6 +228,9 @@ def _means(
         )
         drawn[name] = Curve(tail, *interval(sampled.mean_tail(name, index)))
     bounds = {kind: interval(sampled.mean_ap(kind, index)) for kind in KINDS}
+    relative = drawn[RELATIVE]
+    areas = tail_area(sampled.mean_tail(RELATIVE, index), relative.tail.position)
+    area_low, area_high = interval(areas)
     return Means(
         classes=tuple(classes[c] for c in columns),
         map={kind: mean_average_precision(ap[kind][index])[0] for kind in KINDS},
@@ -194,11 +240,15 @@ def _means(
         always_no=mean_average_precision(always_no_accuracy(part))[0],
         curves=drawn,
         f1=f1(part),
+        f1_fitted=None if fitted is None else f1(part, fitted[index]),
         precision_at_50=mean_average_precision([precision_at(r, 50) for r in part])[0],
         precision_at_coverage={
             share: mean_average_precision([precision_at_coverage(r, share) for r in part])[0]
             for share in COVERAGES
         },
+        ece=mean_average_precision(ece[index])[0],
+        tail_area=float(tail_area(relative.tail.mean, relative.tail.position)),
+        tail_area_interval=(float(area_low), float(area_high)),
     )
 
 
@@ -215,12 +265,23 @@ def to_json(judgement: Judgement, metadata: Mapping[str, str]) -> dict[str, Any]
             "accuracy": judgement.accuracy[c],
             "always_no": judgement.always_no[c],
             "precision_at_50": judgement.precision_at_50[c],
+            "precision_at_coverage": _shares({s: v[c] for s, v in judgement.precision_at_coverage.items()}),
+            "ece": judgement.ece[c],
             "tied": judgement.tied[c][0],
             "tied_mixed": judgement.tied[c][1],
         }
         for c, name in enumerate(joined.classes)
     }
     content["micro_map"] = judgement.micro_map
+    content["reliability"] = {
+        name: {
+            "count": diagram.count,
+            "mean_score": diagram.mean_score,
+            "positive_share": diagram.positive_share,
+        }
+        for name, diagram in zip(joined.classes, judgement.reliability, strict=True)
+    }
+    content["confusions"] = [{**asdict(pair), "rate": pair.rate} for pair in judgement.confusions]
     if judgement.chosen:
         content["chosen"] = {"classes": list(judgement.chosen.classes), **_means_json(judgement.chosen)}
     content["bootstrap"] = {"level": 0.95, "replicates": judgement.replicates, "seed": judgement.seed}
@@ -247,9 +308,16 @@ def _means_json(means: Means) -> dict[str, Any]:
         "tailacc": {"position": relative.tail.position, **_curve_json(relative)},
         "tailacc_absolute": {"logit": absolute.tail.position, **_curve_json(absolute)},
         "f1": asdict(means.f1),
+        "f1_fitted": asdict(means.f1_fitted) if means.f1_fitted else None,
         "precision_at_50": means.precision_at_50,
-        "precision_at_coverage": {f"{share:.2f}": v for share, v in means.precision_at_coverage.items()},
+        "precision_at_coverage": _shares(means.precision_at_coverage),
+        "ece": means.ece,
+        "tailacc_area": {"value": means.tail_area, "interval": means.tail_area_interval},
     }
+
+
+def _shares(values: Mapping[float, float]) -> dict[str, float]:
+    return {f"{share:.2f}": value for share, value in values.items()}
 
 
 def _curve_json(curve: Curve) -> dict[str, Any]:

@@ -18,7 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import unknown
-from eval.ranking import Bits, Floats, Ints, Logits, Ranking, checked, code_of, id_ranks, rank_pairs, rankings
+from eval.ranking import (
+    Bits,
+    Floats,
+    Ints,
+    Logits,
+    Ranking,
+    checked,
+    code_of,
+    id_ranks,
+    rank_pairs,
+    ranked_with,
+)
 
 Kind = Literal["voc2010", "voc2007", "sklearn"]
 KINDS: tuple[Kind, ...] = ("voc2010", "voc2007", "sklearn")
@@ -59,7 +70,8 @@ def average_precision(
         InputError: shapes that differ, or a NaN or infinite score, naming image and class.
     """
     matrices = checked(logit, target, mask, image_ids, classes)
-    return np.array([ranked_average_precision(r, kind) for r in rankings(*matrices, image_ids)])
+    found = ranked_with(lambda ranking: ranked_average_precision(ranking, kind), *matrices, image_ids)
+    return np.array(list(found))
 
 
 def mean_average_precision(ap: npt.ArrayLike) -> tuple[float, int]:
@@ -182,6 +194,21 @@ def tailacc(
     top = np.array([r.score[0] if len(r) else np.nan for r in ranked], np.float64)
     top[~(top > start)] = np.nan
     return tail_curve(ranked, position, start + position * (top[:, None] - start))
+
+
+def tail_area(mean: Floats, position: Floats) -> Floats:
+    """float64[...]: the area under Tailacc curves float64[..., T] over their positions float64[T], as a share of the
+    width, by trapezoids over the points that are known; a single such point stands for all, none gives NaN."""
+    curves = mean.reshape(-1, mean.shape[-1])
+    out = np.full(len(curves), np.nan)
+    for i, curve in enumerate(curves):
+        known = ~np.isnan(curve)
+        x, y = position[known], curve[known]
+        if len(x) > 1:
+            out[i] = np.trapezoid(y, x) / (x[-1] - x[0])
+        elif len(x):
+            out[i] = y[0]
+    return out.reshape(mean.shape[:-1])
 
 
 def tailacc_absolute(

@@ -1,11 +1,13 @@
 """The report's drawings, as SVG that takes its colours from the page (light or dark) and its font too.
 
-matplotlib draws with four marker colours; they are replaced by the page's CSS variables.
+matplotlib draws with marker colours; they are replaced by the page's CSS variables. Pictures with one panel per class
+are not drawn here: `Panel` holds their paths, and the page lays the panels out for its width.
 """
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -15,7 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from eval.calibration import Reliability
 from eval.judge import ABSOLUTE, RELATIVE, Curve, Judgement, Means
+from eval.ranking import Floats, Ranking, ranked_with
+from eval.table import percent
 
 _INK, _QUIET, _LINE, _SECOND, _THIRD = "#010101", "#020202", "#030303", "#040404", "#050505"
 _VARIABLES = {
@@ -25,6 +30,11 @@ _VARIABLES = {
     _SECOND: "var(--second)",
     _THIRD: "var(--third)",
 }
+_POSITION = "position of t (0 = threshold, 1 = the class's maximum)"
+# The drawing area of a panel, in the units of its viewBox; y points down.
+PANEL_WIDTH, PANEL_HEIGHT = 120, 90
+# More points than a panel has pixels say nothing.
+_PANEL_POINTS = 120
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -57,6 +67,8 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> s
     # The page's own font, and no fixed size: the drawing fills its box.
     text = re.sub(r"font:([^;\"']*?)'?[\w ]*'?, ?sans-serif", r"font:\1inherit", text)
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    # A line of one class: the page shows it when that class is picked.
+    text = re.sub(r'\bid="pick-(\d+)"', r'class="by class-\1"', text)
     return re.sub(
         r'\bid="(figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|FillBetween\w*)[^"]*"', "", text
     )
@@ -64,14 +76,15 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> s
 
 def _tail(figure: Any, curve: Curve, x: Any, label: str) -> None:
     tail = curve.tail
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper, middle, lower = figure.subplots(3, 1, sharex=True, height_ratios=(4, 1, 1))
     upper.fill_between(x, curve.low, curve.high, color=_LINE, alpha=0.2, linewidth=0)
     upper.plot(x, tail.mean, color=_LINE, marker="o", markersize=3)
     known = curve.low[~np.isnan(curve.low)]
     upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
     upper.set_ylabel("Tailacc")
     lower.plot(x, np.where(tail.num_images > 0, tail.num_images, np.nan), color=_SECOND, marker=".")
-    lower.set_yscale("log")
+    if tail.num_images.any():  # a log axis of nothing can't be drawn
+        lower.set_yscale("log")
     lower.set_ylabel("images", color=_SECOND)
     lower.set_xlabel(label)
 
@@ -80,13 +93,14 @@ def tail_plots(means: Means) -> dict[str, str]:
     """Three SVG texts: the mean Tailacc over relative position, over coverage, and over the absolute logit."""
     relative, absolute = means.curves[RELATIVE], means.curves[ABSOLUTE]
     position = relative.tail.position
-    label = "position of t (0 = threshold, 1 = the class's maximum)"
-    size = (5.2, 4.0)
+    label = _POSITION
+    size = (5.2, 4.6)
     coverage = np.where(relative.tail.coverage > 0, relative.tail.coverage, np.nan) * 100
 
     def over_coverage(figure: Any) -> None:
         _tail(figure, relative, coverage, "images above t, % (mean over classes)")
-        figure.axes[0].set_xscale("log")
+        if relative.tail.num_images.any():
+            figure.axes[0].set_xscale("log")
         figure.axes[0].xaxis.set_major_formatter("{x:g}")
 
     return {
@@ -100,6 +114,150 @@ def tail_plots(means: Means) -> dict[str, str]:
             ),
         ),
     }
+
+
+def class_tail_plot(means: Means) -> str:
+    """SVG text: the mean Tailacc with its band, and a line of each class that the page shows when it is picked.
+
+    The lines of class i of `means.classes`, Tailacc above and its images below, are groups of CSS class `class-i`.
+    """
+    curve = means.curves[RELATIVE]
+    tail, x = curve.tail, curve.tail.position
+
+    def draw(figure: Any) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.fill_between(x, curve.low, curve.high, color=_LINE, alpha=0.2, linewidth=0)
+        upper.plot(x, tail.mean, color=_LINE)
+        for c, (value, above) in enumerate(zip(tail.value, tail.above, strict=True)):
+            style: Any = {"color": _SECOND, "marker": "o", "markersize": 3, "gid": f"pick-{c}"}
+            upper.plot(x, value, **style)
+            lower.plot(x, np.where(above > 0, above, np.nan), **style)
+        known = tail.value[~np.isnan(tail.value)]
+        upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
+        upper.set_ylabel("Tailacc")
+        lower.set_yscale("log")
+        lower.set_ylabel("images of\nthe class", color=_SECOND)
+        lower.set_xlabel(_POSITION)
+        figure.align_ylabels()
+
+    return _svg("classes", (7.0, 4.4), draw)
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One small picture of a class: SVG paths in a box of `PANEL_WIDTH` x `PANEL_HEIGHT`, and what stands under it.
+
+    Attributes:
+        name: the class.
+        caption: its figure.
+        area, line, rule: path data of a filled area, of the line, and of what it is compared with; may be "".
+        dots: x, y and radius of points.
+    """
+
+    name: str
+    caption: str
+    area: str
+    line: str
+    rule: str
+    dots: tuple[tuple[float, float, float], ...] = ()
+
+
+def precision_recall(ranking: Ranking) -> tuple[Floats, Floats, Floats]:
+    """Recall, precision and the highest precision from there on, float64[P] each, at the place of each positive.
+
+    The third is what AP (VOC 2010) averages: the area under its steps is the AP.
+    """
+    found = np.arange(1, ranking.positives + 1, dtype=np.float64)
+    precision = found / (ranking.hits + 1)
+    return found / max(1, ranking.positives), precision, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def precision_recall_panels(judgement: Judgement) -> list[Panel]:
+    """A panel for each class that has a positive: precision over recall, and below it the area that is the AP."""
+    joined = judgement.joined
+
+    def panel(ranking: Ranking) -> tuple[str, str, str] | None:
+        if not ranking.positives:
+            return None
+        recall, precision, envelope = precision_recall(ranking)
+        some = np.unique(np.linspace(0, len(recall) - 1, _PANEL_POINTS).round().astype(np.int64))
+        recall, precision, envelope = recall[some], precision[some], envelope[some]
+        edges = np.repeat(np.concatenate([[0.0], recall]), 2)
+        steps = np.concatenate([[0.0], np.repeat(envelope, 2), [0.0]])
+        chance = np.full(2, ranking.positives / len(ranking))
+        return _path(edges, steps), _path(recall, precision), _path(np.array([0.0, 1.0]), chance)
+
+    drawn = ranked_with(panel, joined.logit, joined.target, joined.mask, joined.image_ids)
+    return [
+        Panel(name, f"AP {percent(ap)} %", *paths)
+        for name, ap, paths in zip(joined.classes, judgement.ap["voc2010"], drawn, strict=True)
+        if paths
+    ]
+
+
+def reliability_panels(judgement: Judgement) -> list[Panel]:
+    """A panel for each class that has an image: the share of positives over the mean score of each bin."""
+    panels = []
+    for name, diagram in zip(judgement.joined.classes, judgement.reliability, strict=True):
+        some = diagram.count > 0
+        if not some.any():
+            continue
+        score, share = diagram.mean_score[some], diagram.positive_share[some]
+        size = 1.2 + 2.0 * np.sqrt(diagram.count[some] / diagram.count[1:].max(initial=1)).clip(0, 1)
+        x, y = _place(score, share)
+        dots = tuple((round(a, 1), round(b, 1), round(r, 1)) for a, b, r in zip(x, y, size, strict=True))
+        diagonal = _path(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
+        panels.append(
+            Panel(name, f"ECE {percent(diagram.ece)} %", "", _path(score, share), diagonal, dots)
+        )
+    return panels
+
+
+def _place(x: Floats, y: Floats) -> tuple[list[float], list[float]]:
+    """Values in [0, 1] as places in a panel."""
+    return (x * PANEL_WIDTH).tolist(), ((1 - y) * PANEL_HEIGHT).tolist()
+
+
+def _path(x: Floats, y: Floats) -> str:
+    """SVG path data of a line through points in [0, 1]."""
+    return "M" + "L".join(f"{a:.2f} {b:.2f}" for a, b in zip(*_place(x, y), strict=True))
+
+
+def pooled(diagrams: Sequence[Reliability]) -> tuple[Floats, Floats, Floats]:
+    """Count, mean score and share of positives, float64[B] each, of the bins of several classes taken together."""
+    count = np.array([d.count for d in diagrams], np.float64)
+    total = count.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        score, share = (
+            np.nansum(count * np.array(values), axis=0) / total
+            for values in ([d.mean_score for d in diagrams], [d.positive_share for d in diagrams])
+        )
+    return total, score, share
+
+
+def reliability_plot(judgement: Judgement) -> str:
+    """SVG text: the reliability diagram over all image-class pairs of the headline's classes, and pairs in each bin."""
+    wanted = set(judgement.headline.classes)
+    diagrams = [
+        d for name, d in zip(judgement.joined.classes, judgement.reliability, strict=True) if name in wanted
+    ]
+    count, score, share = pooled(diagrams)
+
+    def draw(figure: Any) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=_QUIET, linestyle="--")
+        upper.plot(score, share, color=_LINE, marker="o", markersize=4, clip_on=False)
+        upper.set_ylim(0, 1)
+        upper.set_ylabel("share of positives")
+        edges = np.linspace(0, 1, len(count) + 1)
+        lower.bar(edges[:-1], count, width=edges[1], align="edge", color=_SECOND, alpha=0.7)
+        lower.set_yscale("log")
+        lower.set_xlim(0, 1)
+        lower.set_ylabel("pairs", color=_SECOND)
+        lower.set_xlabel("score")
+        figure.align_ylabels()
+
+    return _svg("reliability", (5.2, 4.4), draw)
 
 
 def accuracy_plot(judgement: Judgement) -> str:

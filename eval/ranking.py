@@ -7,8 +7,11 @@ needs only the sorted keys and the places of the positives in them.
 Shapes: N images, C classes, K <= N images of a class that are not ignored, P positives among them.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +23,15 @@ Ints = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.uint8]
 
+Result = TypeVar("Result")
+
 # Columns copied together: a column of a row-major [N, 80] float32 matrix is one value per 320 bytes, so
 # copying them one at a time reads each cache line 16 times.
 _BLOCK = 16
+# Rows packed together, so that what lies between stays in a core's cache.
+_ROWS_AT_ONCE = 32_768
+# From this many images on, threads are worth their start: numpy sorts and gathers without the interpreter's lock.
+_THREADED_FROM = 50_000
 _LOW_BIT = np.uint64(1)
 _SCORE_SHIFT = np.uint64(32)
 _SIGN = np.uint32(0x7FFFFFFF)
@@ -106,14 +115,19 @@ def rank_pairs(logit: Logits, target: Bits, mask: Bits, ranks: npt.NDArray[np.ui
     """Rank one class. All four arrays are [N]; pairs with mask 0 are left out."""
     if len(ranks) > _MAX_RANK:
         raise InputError(f"at most {_MAX_RANK} pairs can be ranked together, got {len(ranks)}")
-    key = code_of(logit).astype(np.uint64)
-    key <<= _SCORE_SHIFT
-    key |= ranks << _LOW_BIT
-    key |= target
+    key = np.empty(len(ranks), np.uint64)
+    for start in range(0, len(key), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        part = key[rows]
+        part[:] = code_of(logit[rows])
+        part <<= _SCORE_SHIFT
+        part |= ranks[rows] << _LOW_BIT
+        part |= target[rows]
     if not mask.all():
         key = key[mask != 0]
     key.sort()
-    return Ranking(key, np.flatnonzero(key & _LOW_BIT))
+    # The lowest byte is the first one on the machines that numpy's wheels are built for; `astype` asks nobody.
+    return Ranking(key, np.flatnonzero(key.astype(np.uint8) & np.uint8(1)))
 
 
 def checked(
@@ -147,13 +161,50 @@ def checked(
     return scores, truth, valid
 
 
+def in_threads(call: Callable[[int], Result], count: int, num_images: int) -> Iterator[Result]:
+    """Yield call(0) ... call(count - 1) in order; where there are many images, on all cores that are ours to use."""
+    workers = threads(num_images)
+    if workers == 1:
+        yield from map(call, range(count))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(call, range(count))
+
+
+def threads(num_images: int) -> int:
+    """How many threads are worth their start: one for few images, else one for each core that is ours to use."""
+    if num_images < _THREADED_FROM:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def rankings(
     logit: Logits, target: Bits, mask: Bits, image_ids: Sequence[str] | None = None
 ) -> Iterator[Ranking]:
     """Yield the `Ranking` of each class of [N, C] matrices (see `checked`), in class order."""
+    return ranked_with(lambda ranking: ranking, logit, target, mask, image_ids)
+
+
+def ranked_with(
+    use: Callable[[Ranking], Result],
+    logit: Logits,
+    target: Bits,
+    mask: Bits,
+    image_ids: Sequence[str] | None = None,
+) -> Iterator[Result]:
+    """Yield `use` of the `Ranking` of each class, in class order, classes in threads (see `in_threads`)."""
     count, num_classes = logit.shape
     ranks = id_ranks(image_ids, count)
-    for start in range(0, num_classes, _BLOCK):
-        block = (np.ascontiguousarray(array[:, start : start + _BLOCK].T) for array in (logit, target, mask))
-        for scores, truth, valid in zip(*block, strict=True):
-            yield rank_pairs(scores, truth, valid, ranks)
+    workers = threads(count)
+    # Several blocks for each thread, so that none waits long for the last one.
+    width = max(1, min(_BLOCK, num_classes // (4 * workers))) if workers > 1 else _BLOCK
+
+    def block(number: int) -> list[Result]:
+        columns = slice(number * width, (number + 1) * width)
+        parts = (np.ascontiguousarray(array[:, columns].T) for array in (logit, target, mask))
+        return [
+            use(rank_pairs(scores, truth, valid, ranks)) for scores, truth, valid in zip(*parts, strict=True)
+        ]
+
+    for results in in_threads(block, -(-num_classes // width), count):
+        yield from results

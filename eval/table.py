@@ -6,6 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eval.confusion import Confusion
 from eval.judge import Judgement, Means
 
 
@@ -30,7 +31,16 @@ def print_table(judgement: Judgement, console: Console) -> None:
     say(f"{joined.name}: {len(joined.image_ids)} images; all figures in %")
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("class", no_wrap=True)
-    for name in ("AP\n2010", "95 %\ninterval", "AP\n2007", "AP\nsklearn", "accu-\nracy", "always\nno"):
+    for name in (
+        "AP\n2010",
+        "95 %\ninterval",
+        "AP\n2007",
+        "AP\nsklearn",
+        "P@50",
+        "ECE",
+        "accu-\nracy",
+        "always\nno",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("posi-\ntive", "ig-\nnored"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -41,6 +51,8 @@ def print_table(judgement: Judgement, console: Console) -> None:
             span(judgement.ap_low[c], judgement.ap_high[c]),
             percent(judgement.ap["voc2007"][c]),
             percent(judgement.ap["sklearn"][c]),
+            percent(judgement.precision_at_50[c]),
+            percent(judgement.ece[c]),
             percent(judgement.accuracy[c]),
             percent(judgement.always_no[c]),
             str(judgement.positives[c]),
@@ -57,9 +69,12 @@ def print_table(judgement: Judgement, console: Console) -> None:
     if judgement.chosen:
         say(f"chosen classes: {', '.join(judgement.chosen.classes)}")
     say(f"Tailacc: {tail_sentence(judgement.headline)}")
-    say("what others may have meant by “mAP” on these scores:")
-    for figure in judgement.others:
-        say(f"  {figure.value:.4f} {figure.name}: {figure.meaning}")
+    say(f"F1: {f1_sentence(judgement.headline)}")
+    say(f"precision at coverage: {coverage_sentence(judgement.headline)}")
+    if judgement.confusions:
+        say(f"most often confused: {'; '.join(confusion_words(pair) for pair in judgement.confusions[:5])}")
+    others = "; ".join(f"{figure.value:.4f} {figure.name}" for figure in judgement.others)
+    say(f"what others may have meant by “mAP” (eval/doctor.py explains): {others}")
     for note in judgement.notes:
         say(f"note: {note}")
 
@@ -72,9 +87,35 @@ def _add_means(table: Table, means: Means, what: str) -> None:
         span(low, high),
         percent(means.map["voc2007"]),
         percent(means.map["sklearn"]),
+        percent(means.precision_at_50),
+        percent(means.ece),
         percent(means.accuracy),
         percent(means.always_no),
         style="bold",
+    )
+
+
+def f1_sentence(means: Means) -> str:
+    """CF1 and OF1 at a score of 0.5, and at the model's own thresholds where they are known."""
+    words = []
+    for f1, where in ((means.f1, "at a score of 0.5"), (means.f1_fitted, "at the model's thresholds")):
+        if f1:
+            words.append(f"CF1 {percent(f1.class_f1)}, OF1 {percent(f1.overall_f1)} {where}")
+    return "; ".join(words)
+
+
+def coverage_sentence(means: Means) -> str:
+    """The mean precision among the best scored shares of the images."""
+    return ", ".join(
+        f"{percent(value)} in the best {100 * share:g} %"
+        for share, value in means.precision_at_coverage.items()
+    )
+
+
+def confusion_words(pair: Confusion) -> str:
+    """One pair of classes that were confused, with its counts."""
+    return (
+        f"{pair.called} said of {pair.count} of {pair.chances} images with {pair.shown} and no {pair.called}"
     )
 
 
@@ -84,7 +125,9 @@ def tail_sentence(means: Means) -> str:
     if not tail.num_classes[0]:
         return "no image of any class scores above the classification threshold"
     half = len(tail.position) // 2
-    parts = [
+    low, high = means.tail_area_interval
+    parts = [f"mean {percent(means.tail_area)} over the tail (95 % interval {span(low, high)})"]
+    parts += [
         f"{100 * tail.mean[i]:.1f} % {where} ({tail.num_images[i]} images, {tail.num_classes[i]} classes)"
         for i, where in ((0, "at the threshold"), (half, "half-way"), (-1, "just below the maximum"))
     ]

@@ -1,6 +1,7 @@
 """Score a set of images through the servers into a score file; a killed run goes on where it was."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def _assemble(images: ImageList, model: Any, store: PartStore) -> Scores:
             "images_sent": str(len(images)),
             "images_scored": str(len(scored)),
             "images_failed": str(len(failed)),
+            "thresholds": json.dumps(list(model.thresholds)),
         },
         failed=failed,
     )

@@ -13,11 +13,12 @@ from data.errors import InputError
 CONFIG = "config.json"
 HISTORY = "history.csv"
 SELECTION = "selection.csv"
+ENVIRONMENT = "environment.json"
 CURVES = "curves.png"
 RESULT = "result.json"
 BEST = "best.pt"
 LAST = "last.pt"
-RUN_FILES = (CONFIG, HISTORY, SELECTION, CURVES, RESULT, BEST, LAST)
+RUN_FILES = (CONFIG, HISTORY, SELECTION, ENVIRONMENT, CURVES, RESULT, BEST, LAST)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ With no arguments: the newest run in runs/train, written beside its weights as m
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data.cli import run
 
@@ -23,6 +24,9 @@ class ExportOptions:
         register: log the model to the run in MLflow and register it.
         name: name of the registered model.
         alias: give the new version this alias, such as "champion" (implies --register).
+        calibration: of the scores, fitted on the selection part; auto: the kind with the lowest cross-fitted
+            negative log-likelihood there.
+        precision: the precision that the second set of thresholds should reach, above 0 and at most 1.
     """
 
     run: Path | None = None
@@ -30,6 +34,8 @@ class ExportOptions:
     register: bool = False
     name: str = "tailacc"
     alias: str = ""
+    calibration: Literal["auto", "platt", "temperature", "none"] = "auto"
+    precision: float = 0.9
 
 
 def main(arguments: list[str]) -> int:
@@ -37,12 +43,16 @@ def main(arguments: list[str]) -> int:
     import tyro
 
     options = tyro.cli(ExportOptions, args=arguments, prog="train/export.py")
-    from train.publish import export_run, newest_run, register_model
+    from train.publish import describe_fit, export_run, newest_run, register_model
 
     folder = options.run or newest_run(Path("runs/train"))
-    exported = export_run(folder, options.out or folder / "model.onnx")
+    out = options.out or folder / "model.onnx"
+    exported = export_run(folder, out, options.calibration, options.precision)
     print(f"model      {exported.path}  ({exported.path.stat().st_size / 1e6:.1f} MB, {exported.info.name})")
     print(f"parity     largest |logit difference| {exported.parity.difference:.1e} at batch 1, 2 and 32")
+    print("\n".join(describe_fit(exported)))
+    if exported.note:
+        print(f"note       the MLflow run was not told of the file: {exported.note}")
     if options.register or options.alias:
         version = register_model(exported, options.name, options.alias)
         print(

@@ -41,6 +41,7 @@ from train.config import (
 from train.curves import draw_curves
 from train.display import banner, epoch_line, run_name
 from train.ema import ExponentialMovingAverage
+from train.environment import Environment, describe_data, describe_model, describe_session
 from train.evaluation import predict
 from train.examples import Examples, open_examples
 from train.heads import HEADS, make_model
@@ -138,7 +139,9 @@ def _share_of_cores() -> int:
 
 
 class _Run:
-    """The state of one run in one process."""
+    """The state of one run in one process; the file of its environment exists in the main process alone."""
+
+    environment: Environment
 
     def __init__(
         self,
@@ -188,6 +191,12 @@ class _Run:
         if main:
             write_config(self.out / checkpoint.CONFIG, config)
             write_selection(self.out / checkpoint.SELECTION, self.examples)
+            self.environment = Environment(
+                self.out / checkpoint.ENVIRONMENT,
+                describe_data(self.examples, config.data.size),
+                describe_model(config, self.ema.model),
+                describe_session(config, self.accelerator),
+            )
         with self._tracked() as tracker:
             self.run_id = tracker.run_id
             for number in range(len(self.history) + 1, config.schedule.epochs + 1):
@@ -301,6 +310,7 @@ class _Run:
         }
         checkpoint.save(self.out / checkpoint.LAST, state)
         write_history(self.out / checkpoint.HISTORY, self.history)
+        self.environment.write("RUNNING", self.run_id)
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -345,7 +355,8 @@ class _Run:
                 {"source_revision": source_revision(), **self.tags},
                 self.run_id,
             )
-        files = [self.out / name for name in (checkpoint.CONFIG, checkpoint.HISTORY, checkpoint.SELECTION)]
+        recorded = (checkpoint.CONFIG, checkpoint.HISTORY, checkpoint.SELECTION, checkpoint.ENVIRONMENT)
+        files = [self.out / name for name in recorded]
         status = "FAILED"
         try:
             yield tracker
@@ -355,6 +366,7 @@ class _Run:
             raise
         finally:
             if self.accelerator.is_main_process:
+                self.environment.write(status, self.run_id)
                 if self.history:
                     draw_curves(self.out / checkpoint.CURVES, self.history)
                     files.append(self.out / checkpoint.CURVES)

@@ -1,10 +1,16 @@
 """From a run folder to a model file, and from there into MLflow's registry."""
 
 import dataclasses
+import hashlib
 import json
+import math
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.errors import InputError
 from data.image import fingerprint
@@ -15,7 +21,8 @@ from train.display import run_name
 from train.examples import open_examples
 from train.heads import Classifier, make_model
 from train.onnx_graph import PARITY_BATCHES, Parity, export_onnx
-from train.tracking import client
+from train.selection_fit import CalibrationChoice, SelectionFit, fit_on_selection, selection_logits
+from train.tracking import HASH_TAG, client, open_store
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +34,16 @@ class Exported:
         info: its metadata.
         parity: what the gate saw.
         selection_map: mAP (VOC 2010) on the selection part at the best epoch.
+        fit: the calibration and the thresholds, and what they are worth.
+        note: why the MLflow run was not told of the file, "" where it was.
     """
 
     path: Path
     info: ModelInfo
     parity: Parity
     selection_map: float
+    fit: SelectionFit
+    note: str
 
 
 def newest_run(folder: Path) -> Path:
@@ -58,8 +69,19 @@ def load_best(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     return model, state
 
 
-def export_run(folder: Path, out: Path) -> Exported:
-    """Export the best weights of the run in `folder` to the model file `out`."""
+def export_run(
+    folder: Path, out: Path, calibration: CalibrationChoice = "auto", wished_precision: float = 0.9
+) -> Exported:
+    """Export the best weights of the run in `folder` to the model file `out`, and tell the MLflow run of it.
+
+    Args:
+        folder: of the run.
+        out: the .onnx file.
+        calibration: of the scores, fitted on the selection part; "auto": the best there (`fit_on_selection`).
+        wished_precision: what the second set of thresholds should reach.
+    """
+    if not 0 < wished_precision <= 1:
+        raise InputError(f"--precision must be above 0 and at most 1, got {wished_precision}")
     model, state = load_best(folder)
     config = read_config(folder / checkpoint.CONFIG, TrainConfig())
     size, classes = state["size"], tuple(state["classes"])
@@ -68,24 +90,73 @@ def export_run(folder: Path, out: Path) -> Exported:
             f"{folder} was trained with preprocessing {state['preprocessing']}, but this installation gives "
             f"{fingerprint(size)}: its pixels differ. Export with the versions it was trained with, or train again"
         )
+    examples = open_examples(config.data, config.seed)
+    labels, index = examples.labels, examples.selection
+    logit = selection_logits(model, examples)
+    fit = fit_on_selection(logit, labels.target[index], labels.mask[index], calibration, wished_precision)
     info = ModelInfo(
         name=f"{run_name(config)} {size} px",
         classes=classes,
         size=size,
         preprocessing=state["preprocessing"],
-        scale=(1.0,) * len(classes),
-        bias=(0.0,) * len(classes),
-        thresholds=(0.5,) * len(classes),
+        scale=tuple(fit.calibration.scale.tolist()),
+        bias=tuple(fit.calibration.bias.tolist()),
+        thresholds=tuple(fit.thresholds.tolist()),
         config=json.dumps(to_dict(config)),
         data_fingerprint=state["data_fingerprint"],
         source_revision=state["source_revision"],
         run_id=state["run_id"],
+        calibration=fit.calibration.kind,
+        wished_precision=wished_precision,
+        precision_thresholds=tuple(fit.precision_thresholds.tolist()),
     )
-    examples = open_examples(config.data, config.seed)
     # The selection part first: images that the weights were not fitted to; the rest where it is too small.
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]
     parity = export_onnx(model, info, examples.cache.pixels[rows], out)
-    return Exported(out, info, parity, state["map"])
+    return Exported(out, info, parity, state["map"], fit, _record(info.run_id, out, fit))
+
+
+def _record(run_id: str, path: Path, fit: SelectionFit) -> str:
+    """Note the file's hash and the fit on the run that it comes from; returns why that was not possible, or ""."""
+    if not run_id:
+        return "the run was not tracked"
+    store: Any = open_store()
+    if store is None:
+        return "there is no MLflow store here (MLFLOW_TRACKING_URI names another)"
+    from mlflow.entities import Metric, RunTag
+    from mlflow.exceptions import MlflowException
+
+    now = int(time.time() * 1000)
+    figures = {"ece_before": fit.ece_before, "ece_after": fit.ece_after}
+    figures |= {f"nll_{kind}": value for kind, value in fit.nll.items()}
+    metrics = [Metric(f"selection/{k}", v, now, 0) for k, v in figures.items() if math.isfinite(v)]
+    tags = [RunTag(HASH_TAG, _sha256(path)), RunTag("model.calibration", fit.calibration.kind)]
+    try:
+        store.log_batch(run_id, metrics=metrics, tags=tags)
+    except MlflowException as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def describe_fit(exported: Exported) -> list[str]:
+    """What was fitted on the selection part, as lines for the terminal."""
+    fit, classes = exported.fit, exported.info.classes
+    nll = ", ".join(f"{kind} {value:.4f}" for kind, value in fit.nll.items())
+    lines = [
+        f"calibrated {fit.calibration.kind} (cross-fitted nats a pair: {nll})",
+        f"ECE        {fit.ece_before:.4f} before, {fit.ece_after:.4f} after, cross-fitted on the selection part",
+        f"thresholds F1: {fit.thresholds.min():.2f} to {fit.thresholds.max():.2f}; "
+        f"precision {fit.wished_precision:g}: {np.count_nonzero(fit.precision_thresholds < 1)} of {len(classes)} "
+        "classes reach it",
+    ]
+    if fit.calibration.kept:
+        names = ", ".join(classes[c] for c in fit.calibration.kept)
+        lines.append(f"note       not calibrated, for want of both answers or of any skill: {names}")
+    return lines
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def register_model(exported: Exported, name: str, alias: str) -> str:
@@ -97,7 +168,6 @@ def register_model(exported: Exported, name: str, alias: str) -> str:
         alias: set on the new version, such as "champion"; "" = none.
     """
     import mlflow
-    import numpy as np
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -129,6 +199,12 @@ def register_model(exported: Exported, name: str, alias: str) -> str:
     version = str(logged.registered_model_version)
     store.set_model_version_tag(name, version, "selection_map", f"{exported.selection_map:.4f}")
     store.set_model_version_tag(name, version, "parity", f"{exported.parity.difference:.1e}")
+    store.set_model_version_tag(name, version, "calibration", info.calibration)
+    with tempfile.TemporaryDirectory() as folder:
+        # MLflow writes the graph anew, so its file may have another hash than ours.
+        mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
+        (file,) = Path(folder).rglob("*.onnx")
+        store.set_model_version_tag(name, version, HASH_TAG, _sha256(file))
     if alias:
         store.set_registered_model_alias(name, alias, version)
     return version

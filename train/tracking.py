@@ -7,12 +7,16 @@ a plain `mlflow ui` shows the runs.
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 PARENT_TAG = "mlflow.parentRunId"
+# SHA-256 of the model file, on the run that it was exported from and on the registered version: it leads from a
+# score file, which names the hash, back to the run.
+HASH_TAG = "model.sha256"
 _PARAMETER_LIMIT = 6000  # MLflow's longest parameter value, in characters
 
 
@@ -47,6 +51,21 @@ def client() -> Any:
     from mlflow.tracking import MlflowClient
 
     return MlflowClient()
+
+
+def open_store() -> Any:
+    """A client on MLFLOW_TRACKING_URI, or on mlflow.db of the current folder; None where there is none.
+
+    For readers and for those who add to a run: asking MLflow itself would create an empty store.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    local = uri.removeprefix("sqlite:///")
+    if local != uri and not Path(local).is_file():
+        return None
+    # MLflow's own defaults try a server that is away for four minutes without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return client()
 
 
 def experiment_id(mlflow_client: Any, name: str) -> str:

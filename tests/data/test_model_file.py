@@ -18,6 +18,9 @@ INFO = ModelInfo(
     data_fingerprint="d" * 16,
     source_revision="abc+dirty",
     run_id="0123",
+    calibration="platt",
+    wished_precision=0.8,
+    precision_thresholds=(0.75, 1.0),
 )
 
 
@@ -59,7 +62,12 @@ def test_from_metadata__not_json() -> None:
         ModelInfo.from_metadata(metadata, "m.onnx")
 
 
-@pytest.mark.parametrize("field", ["scale", "bias", "thresholds"])
+@pytest.mark.parametrize("field", ["scale", "bias", "thresholds", "precision_thresholds"])
 def test_model_info__one_number_a_class(field: str) -> None:
     with pytest.raises(InputError, match=rf"{field} must have one number a class \(2\), got 1"):
         replace(INFO, **{field: (1.0,)})  # type: ignore[arg-type]
+
+
+def test_model_info__precision_thresholds_may_be_absent() -> None:
+    info = replace(INFO, precision_thresholds=())
+    assert ModelInfo.from_metadata(info.to_metadata(), "m.onnx") == info

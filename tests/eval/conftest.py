@@ -1,3 +1,6 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +9,9 @@ from hypothesis import settings
 from PIL import Image
 
 from data.labels import VOC_CLASSES
+from data.scores import read_scores, write_scores
+from train.config import TrainConfig, to_dict
+from train.tracking import HASH_TAG, client, experiment_id
 
 # A deadline for each example would time the machine, not the code.
 settings.register_profile("eval", deadline=None)
@@ -46,3 +52,60 @@ def score_csv(tmp_path: Path) -> Path:
     path = tmp_path / "scores.csv"
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """The files of a finished run of three epochs, the second the best, as train/ writes them."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(to_dict(TrainConfig())))
+    (folder / "result.json").write_text(json.dumps({"run_id": "abc"}))
+    (folder / "selection.csv").write_text("image_id\n2012_000001\n2012_000002\n")
+    rows = [f"{i},{0.3 / i},{value},100" for i, value in enumerate((0.2, 0.5, 0.4), start=1)]
+    header = "epoch,train/loss,val/map,time/images_per_second"
+    (folder / "history.csv").write_text("\n".join([header, *rows]) + "\n")
+    none = dict.fromkeys(VOC_CLASSES, 0)
+    hardware = {"cpu": "Test CPU", "cores": 2, "threads": 2, "gpu": "", "gpus": 0}
+    session = {
+        "started": "2026-01-02T03:04:05+00:00",
+        "status": "FINISHED",
+        "seconds": 90.5,
+        "hardware": hardware,
+        "processes": 1,
+        "precision": "bf16",
+        "seed": 0,
+        "source_revision": "0123abc",
+        "system": "Linux x86_64",
+        "python": "3.11.7",
+        "versions": {"torch": "9.9"},
+    }
+    data = {
+        "name": "VOC2012 train",
+        "fingerprint": "f" * 16,
+        "preprocessing": "p" * 16,
+        "train": {"images": 30, "positives": none | {"bicycle": 3}, "ignored": none},
+        "selection": {"images": 5, "positives": none | {"bicycle": 1}, "ignored": none},
+    }
+    model = {"parameters": 12345, "weights_sha256": ""}
+    environment = {"data": data, "model": model, "sessions": [session]}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    return folder
+
+
+@pytest.fixture
+def served_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], tuple[Path, str]]:
+    """Turns a CSV into the score file of a model that an MLflow run exported; gives the file and the run's id."""
+    store = tmp_path / "store"
+    store.mkdir()
+    monkeypatch.chdir(store)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def make(csv: Path) -> tuple[Path, str]:
+        run = client().create_run(experiment_id(client(), "eval"), tags={HASH_TAG: "ab" * 32})
+        scores = read_scores(csv)
+        metadata = {"model_name": "toy", "model_version": "file", "model_hash": "ab" * 32}
+        write_scores(store / "scores.parquet", replace(scores, metadata=metadata))
+        return store / "scores.parquet", str(run.info.run_id)
+
+    return make

@@ -358,3 +358,91 @@ def test_above__strict_for_thresholds_between_float32_values(case: Case, thresho
         np.testing.assert_array_equal(ranking.score, np.array(scores, np.float32))
         for t in [*thresholds, *scores, *(s + 1e-12 for s in scores), *(s - 1e-12 for s in scores)]:
             assert ranking.above(t) == sum(s > t for s in scores)
+
+
+def everything(case: Case) -> dict[str, Any]:
+    """Every figure of a case that is one number or one number a class or point."""
+    logit, target, mask, ids = case
+    one = ranked(case)
+    tail, absolute = metrics.tailacc(one), metrics.tailacc_absolute(one)
+    return {
+        **{kind: average_precision(logit, target, mask, ids, kind) for kind in metrics.KINDS},
+        **{f"micro {kind}": metrics.micro_average_precision(*case, kind) for kind in metrics.KINDS},
+        "tailacc": tail.value,
+        "absolute": absolute.value,
+        "coverage": tail.coverage,
+        "area": metrics.tail_area(tail.mean, tail.position),
+        "accuracy": metrics.accuracy(one),
+        "always no": metrics.always_no_accuracy(one),
+        "f1": np.array([getattr(metrics.f1(one), name) for name in metrics.F1.__slots__]),
+        "first 3": np.array([metrics.precision_at(r, 3) for r in one]),
+        "best half": np.array([metrics.precision_at_coverage(r, 0.5) for r in one]),
+        "ties": np.array([metrics.ties(r) for r in one]),
+    }
+
+
+@settings(max_examples=40)
+@given(case=cases(), data=st.data())
+def test_everything__order_of_rows_and_ignored_pairs_have_no_influence(
+    case: Case, data: st.DataObject
+) -> None:
+    logit, target, mask, ids = case
+    rows = data.draw(st.permutations(range(len(ids))))
+    noise = data.draw(arrays(np.float32, logit.shape, elements=st.floats(-90, 90, width=32)))
+    other_logit = np.where(mask == 1, logit, noise)[rows]
+    other_target = np.where(mask == 1, target, 1 - target).astype(np.uint8)[rows]
+    other = other_logit, other_target, mask[rows], [ids[i] for i in rows]
+    found, again = everything(case), everything(other)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+@settings(max_examples=40)
+@given(case=cases())
+def test_everything__monotone_maps_leave_what_only_ranks(case: Case) -> None:
+    logit, target, mask, ids = case
+    # One strictly monotone map for all classes, exact in float32.
+    mapped = np.searchsorted(np.unique(logit), logit).astype(np.float32) ** 3 - 100
+    found, again = everything(case), everything((mapped, target, mask, ids))
+    for name in (
+        "voc2010",
+        "micro voc2010",
+        "micro voc2007",
+        "micro sklearn",
+        "first 3",
+        "best half",
+        "ties",
+    ):
+        np.testing.assert_array_equal(found[name], again[name], err_msg=name)
+
+
+@given(case=cases())
+def test_everything__is_a_share(case: Case) -> None:
+    for name, value in everything(case).items():
+        known = np.asarray(value)[~np.isnan(value)]
+        assert name == "ties" or ((known >= 0) & (known <= 1)).all(), name
+
+
+def test_everything__degenerate_classes() -> None:
+    # no positive; all positive; all ignored; constant scores; nothing above the threshold
+    logit = np.array([[1, 1, 1, 7, -1], [2, 2, 2, 7, -2], [3, 3, 3, 7, -3], [4, 4, 4, 7, -4]], np.float32)
+    target = np.array([[0, 1, 1, 0, 1], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], np.uint8)
+    mask = np.ones_like(target)
+    mask[:, 2] = 0
+    found = everything((logit, target, mask, ["a", "b", "c", "d"]))
+    nan = math.nan
+    np.testing.assert_array_equal(found["tailacc"][:, 0], [0, 1, nan, 0.25, nan])
+    np.testing.assert_array_equal(found["accuracy"], [0, 1, nan, 0.25, 0.75])
+    np.testing.assert_array_equal(found["always no"], [1, 0, nan, 0.75, 0.75])
+    np.testing.assert_allclose(found["first 3"], [nan, 1, nan, 0, 1 / 3])
+    np.testing.assert_array_equal(found["ties"], [[0, 0], [0, 0], [0, 0], [4, 4], [0, 0]])
+    nobody = (logit, target, np.zeros_like(mask), ["a", "b", "c", "d"])
+    for name in ("voc2010", "micro sklearn", "tailacc", "accuracy", "area"):
+        assert np.isnan(everything(nobody)[name]).all(), name
+
+
+def test_tail_area__trapezoids_over_what_is_known() -> None:
+    position = np.array([0, 0.5, 1])
+    curves = np.array([[0.5, 1, 1], [0.2, 0.4, np.nan], [np.nan, 0.7, np.nan], [np.nan] * 3])
+    np.testing.assert_allclose(metrics.tail_area(curves, position), [0.875, 0.3, 0.7, np.nan])
+    assert metrics.tail_area(curves[0], position) == pytest.approx(0.875)

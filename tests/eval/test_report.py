@@ -1,5 +1,6 @@
 """The command itself, on a devkit and CSVs of 12 images: files, figures, messages and exit codes."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,6 +15,7 @@ from data.cli import run
 from data.labels import VOC_CLASSES
 from data.scores import Scores, read_scores, write_scores
 from data.voc import read_voc
+from eval.calibration import fit_thresholds, reliability
 from eval.metrics import average_precision, mean_average_precision
 from eval.report import main
 
@@ -41,6 +43,7 @@ def test_report__devkit_files_and_figures(
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == {
         "metrics.json",
         "report.html",
+        "explorer.html",
         *sheets,
     }
     assert not list(tmp_path.glob(".out*"))
@@ -90,7 +93,7 @@ def test_report__labels_csv_without_photographs(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "out"
     code, _, _ = report(capsys, "--scores", tmp_path / "s.csv", "--labels", tmp_path / "l.csv", "--out", out)
     assert code == 0
-    assert {p.name for p in out.iterdir()} == {"metrics.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == {"metrics.json", "report.html", "explorer.html"}
     page = (out / "report.html").read_text()
     assert "photographs are not at hand" in page
     assert "a&lt;b" in page
@@ -104,6 +107,76 @@ def test_report__labels_csv_without_photographs(tmp_path: Path, capsys: pytest.C
     assert found["accuracy"]["mean"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["tailacc"]["mean"][0] == pytest.approx((1 / 2 + 1) / 2)
     assert found["tailacc"]["mean"][-1] == 1.0
+
+
+def test_report__every_figure_of_the_definitions_is_there(
+    devkit: Path, score_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = read_scores(score_csv)
+    labels = read_voc(devkit, "val")
+    thresholds = fit_thresholds(scores.score, labels.target, labels.mask, "f1")
+    metadata = {"thresholds": json.dumps(thresholds.tolist())}
+    write_scores(tmp_path / "s.parquet", dataclasses.replace(scores, metadata=metadata))
+    out = tmp_path / "out"
+    code, text, _ = report(capsys, "--scores", tmp_path / "s.parquet", "--data", devkit, "--out", out)
+    assert code == 0
+    found = metrics_of(out)
+    said = (scores.score > thresholds.astype(np.float32)) & (labels.mask == 1)
+    hits = int((said & (labels.target == 1)).sum())
+    precision, recall = hits / said.sum(), hits / labels.target.sum()
+    assert found["f1_fitted"]["overall_precision"] == pytest.approx(precision)
+    assert found["f1_fitted"]["overall_recall"] == pytest.approx(recall)
+    assert f"OF1 {100 * found['f1_fitted']['overall_f1']:.2f} at the model's thresholds" in text
+    valid = labels.mask[:, 1]
+    diagram = reliability(scores.score[:, 1], labels.target[:, 1], valid)
+    assert found["ap"]["bicycle"]["ece"] == pytest.approx(diagram.ece)
+    assert found["reliability"]["bicycle"]["count"] == diagram.count.tolist()
+    assert set(found["ap"]["bicycle"]["precision_at_coverage"]) == {"0.10", "0.25", "0.50"}
+    assert found["ap"]["cow"]["precision_at_50"] is None
+    assert len(found["confusions"]) == 10
+    assert {"called", "shown", "count", "chances", "rate"} == set(found["confusions"][0])
+    assert f"{found['confusions'][0]['called']} said of " in text
+    low, high = found["tailacc_area"]["interval"]
+    assert low <= found["tailacc_area"]["value"] <= high
+    for bad, message in (("[0.5]", "one threshold a class (20), got 1"), ("x", "must be a JSON list")):
+        write_scores(tmp_path / "s.parquet", dataclasses.replace(scores, metadata={"thresholds": bad}))
+        code, _, error = report(capsys, "--scores", tmp_path / "s.parquet", "--data", devkit, "--out", out)
+        assert code == 2
+        assert message in error
+
+
+def test_report__pdf_beside_the_page(
+    devkit: Path, score_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ("--scores", score_csv, "--data", devkit, "--out", out)
+    for _ in range(2):  # a previous report with its PDF is replaced
+        code, text, _ = report(capsys, *options, "--pdf")
+        assert code == 0
+        assert str(out / "report.pdf") in text
+    assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert report(capsys, *options)[0] == 0
+    assert not (out / "report.pdf").exists()
+    code, _, error = report(capsys, *options, "--run", tmp_path)
+    assert code == 2
+    assert "is not the folder of a training run" in error
+
+
+def test_report__no_image_above_the_threshold(
+    devkit: Path, score_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = read_scores(score_csv)
+    shy = dataclasses.replace(scores, logit=scores.logit - 20, score=scores.score / 2.5)
+    write_scores(tmp_path / "s.parquet", shy)
+    out = tmp_path / "out"
+    options = ("--scores", tmp_path / "s.parquet", "--data", devkit, "--out", out, "--no-explorer")
+    code, text, _ = report(capsys, *options)
+    assert code == 0
+    assert "no image of any class scores above the classification threshold" in text
+    found = metrics_of(out)
+    assert found["tailacc"]["mean"] == [None] * 20
+    assert found["tailacc_area"] == {"value": None, "interval": [None, None]}
+    assert not (out / "explorer.html").exists()
 
 
 def test_report__chosen_classes_beside_all(

@@ -22,7 +22,8 @@ def test_print_table__figures_are_whole_on_a_narrow_terminal() -> None:
     target = rng.integers(0, 2, (40, 2)).astype(np.uint8)
     ids = tuple(f"{i:02d}" for i in range(40))
     name = "a class with a rather long name"
-    joined = Joined("toy", (name, "n"), ids, logit, logit, target, np.ones_like(target), (), (), {}, 40, "f")
+    score = (1 / (1 + np.exp(-logit))).astype(np.float32)
+    joined = Joined("toy", (name, "n"), ids, logit, score, target, np.ones_like(target), (), (), {}, 40, "f")
     judgement = judge(joined, replicates=10)
     stream = io.StringIO()
     print_table(judgement, Console(file=stream, width=40))

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,15 +13,18 @@ from torch import nn
 from data.errors import InputError
 from data.image import fingerprint
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
+from eval.calibration import fit_platt, fit_thresholds
 from train import checkpoint, export
 from train.augment import to_float
 from train.config import ModelConfig, ScheduleConfig, TrackingConfig, TrainConfig
 from train.evaluation import predict
+from train.examples import open_examples
 from train.heads import make_model
 from train.loop import fit
 from train.onnx_graph import ParityError, check_parity, export_onnx
 from train.publish import export_run, newest_run
-from train.tracking import client
+from train.selection_fit import fit_on_selection
+from train.tracking import HASH_TAG, client
 
 
 def info(classes: int, size: int = 32) -> ModelInfo:
@@ -112,6 +116,54 @@ def test_main__exports_and_registers_the_champion(
     assert known.run_id == version.run_id
     assert json.loads(known.config)["model"]["backbone"] == "tiny_cnn"
     assert known.classes[0] == "aeroplane"
+    # The run and the registered version lead back from the hash of their file.
+    run = client().get_run(known.run_id).data
+    assert run.tags[HASH_TAG] == hashlib.sha256(Path("model.onnx").read_bytes()).hexdigest()
+    assert len(version.tags[HASH_TAG]) == 64
+    before, after = (run.metrics[f"selection/ece_{when}"] for when in ("before", "after"))
+    assert f"ECE        {before:.4f} before, {after:.4f} after" in printed
+
+
+def test_export_run__fits_on_the_selection_part_with_its_own_logits(
+    finished: TrainConfig, tmp_path: Path
+) -> None:
+    assert finished.out is not None
+    exported = export_run(finished.out, tmp_path / "m.onnx", "platt", 0.8)
+    assert (exported.info.calibration, exported.info.wished_precision) == ("platt", 0.8)
+    examples = open_examples(finished.data, finished.seed)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    index = examples.selection
+    logit, score = session.run(None, {INPUT_NAME: examples.cache.pixels[index]})
+    target, mask = examples.labels.target[index], examples.labels.mask[index]
+    wanted = fit_platt(logit, target, mask)
+    np.testing.assert_allclose(exported.info.scale, wanted.scale, rtol=1e-3)
+    np.testing.assert_allclose(score, wanted.apply(logit), atol=1e-4)
+    np.testing.assert_allclose(exported.info.thresholds, fit_thresholds(score, target, mask, "f1"), atol=1e-4)
+    shown = score > np.array(exported.info.precision_thresholds, np.float32)
+    for c in range(len(exported.info.classes)):
+        said = shown[:, c] & (mask[:, c] == 1)
+        assert not said.any() or target[said, c].mean() >= 0.8
+    plain = export_run(finished.out, tmp_path / "n.onnx", "none").info
+    assert (plain.scale, plain.bias, plain.calibration) == ((1.0,) * 20, (0.0,) * 20, "none")
+    with pytest.raises(InputError, match="--precision must be above 0 and at most 1, got 90"):
+        export_run(finished.out, tmp_path / "o.onnx", "none", 90)
+
+
+def test_fit_on_selection__auto_takes_the_lowest_cross_fitted_loss() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 4, (400, 3)).astype(np.float32)
+    target = (rng.uniform(size=logit.shape) < 1 / (1 + np.exp(-(0.5 * logit - 1)))).astype(np.uint8)
+    mask = np.ones_like(target)
+    fit = fit_on_selection(logit, target, mask)
+    assert fit.calibration.kind == "platt" == min(fit.nll, key=lambda kind: fit.nll[kind])
+    assert fit.ece_after < 0.6 * fit.ece_before
+    assert fit_on_selection(logit, target, mask, "none").ece_after == fit.ece_before
+    # The sigmoid is right, and the images are so few that any map fitted on half of them is worse on the rest.
+    right = (rng.uniform(size=logit.shape) < 1 / (1 + np.exp(-logit))).astype(np.uint8)
+    assert fit_on_selection(logit[:20], right[:20], mask[:20]).calibration.kind == "none"
+    logit[1, 2] = np.nan
+    with pytest.raises(InputError, match="not finite on the selection part"):
+        fit_on_selection(logit, target, mask)
 
 
 def test_export_run__what_is_not_a_finished_run_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,10 @@ def test_fit__records_parameters_curves_data_and_files(smoke: TrainConfig, store
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "VOC2012 train"
     assert '"train": 192' in dataset.dataset.profile
+    assert smoke.out is not None
+    assert json.loads((smoke.out / "environment.json").read_text())["run_id"] == result.run_id
     names = {item.path for item in client().list_artifacts(result.run_id)}
-    assert names == {"config.json", "history.csv", "selection.csv", "curves.png"}
+    assert names == {"config.json", "history.csv", "selection.csv", "environment.json", "curves.png"}
 
 
 def test_fit__resumed_run_goes_on_in_the_same_mlflow_run(smoke: TrainConfig, store: Path) -> None:
