@@ -72,6 +72,7 @@ def render(
     )
     environment.filters["percent"] = percent
     joined = judgement.joined
+    with_tail: list[bool] = judgement.headline.curves[RELATIVE].tail.above.any(axis=1).tolist()
     error_columns = _error_columns(judgement)
     with ThreadPoolExecutor(_THREADS) as pool:
         galleries = list(pool.map(lambda column: _best_and_worst(judgement, column), gallery_columns))
@@ -86,7 +87,8 @@ def render(
         isnan=math.isnan,
         tail_sentence=tail_sentence(judgement.headline),
         plots=tail_plots(judgement.headline),
-        with_tail=judgement.headline.curves[RELATIVE].tail.above.any(axis=1).tolist(),
+        with_tail=with_tail,
+        without_tail=[n for n, some in zip(judgement.headline.classes, with_tail, strict=True) if not some],
         class_tail_plot=class_tail_plot(judgement.headline),
         accuracy_plot=accuracy_plot(judgement),
         reliability_plot=reliability_plot(judgement),

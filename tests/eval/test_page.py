@@ -20,7 +20,7 @@ def judgement(tmp_path_factory: pytest.TempPathFactory) -> Judgement:
     mask = np.array([[1, 0, 1], [1, 1, 1], [1, 1, 1], [1, 1, 1]], np.uint8)
     ids = ("i0", "i1", "i2", "i3")
     classes = ("a<b", "low", "none")
-    score = 1 / (1 + np.exp(-logit))
+    score = (1 / (1 + np.exp(-logit))).astype(np.float32)
     return judge(
         Joined("toy", classes, ids, logit, score, target, mask, (path,) * 4, (), {}, 4, "f"), replicates=5
     )
@@ -43,7 +43,7 @@ def test_render__navigation_leads_somewhere_and_out(judgement: Judgement) -> Non
 def test_render__class_menu_offers_the_classes_with_a_tail(judgement: Judgement) -> None:
     menu = section(page.render(judgement, {"file": "s.csv"}, []), "<fieldset>", "</fieldset>")
     assert re.findall(r'id="(pick-\d)"( checked)?> ([^<]+)<', menu) == [("pick-0", " checked", "a&lt;b")]
-    assert "no line: low none" in " ".join(menu.split())
+    assert "no line: low, none" in " ".join(menu.split())
 
 
 def test_render__errors_with_score_truth_and_ignored_mark(judgement: Judgement) -> None:

@@ -30,7 +30,7 @@ def judgement() -> Judgement:
     mask = np.ones_like(target)
     mask[:9, 0] = 0
     mask[:, 3] = 0
-    score = 1 / (1 + np.exp(-logit))
+    score = (1 / (1 + np.exp(-logit))).astype(np.float32)
     ids = tuple(f"i{n:02d}" for n in range(60))
     joined = Joined("toy", ("cat", "dog", "cow", "bus"), ids, logit, score, target, mask, (), (), {}, 60, "f")
     return judge(joined, replicates=5)
