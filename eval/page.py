@@ -72,7 +72,7 @@ def render(
     )
     environment.filters["percent"] = percent
     joined = judgement.joined
-    with_tail: list[bool] = judgement.headline.curves[RELATIVE].tail.above.any(axis=1).tolist()
+    with_tail = [bool(above.any()) for above in judgement.headline.curves[RELATIVE].tail.above]
     error_columns = _error_columns(judgement)
     with ThreadPoolExecutor(_THREADS) as pool:
         galleries = list(pool.map(lambda column: _best_and_worst(judgement, column), gallery_columns))
