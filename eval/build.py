@@ -131,8 +131,6 @@ def _write(
         write_sheets(joined, folder / SHEETS, range(len(joined.classes)))
     text = json.dumps(to_json(judgement, metadata), indent=1, allow_nan=False)
     (folder / METRICS).write_text(text + "\n")
-    page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed))
-    (folder / PAGE).write_text(page, encoding="utf-8")
     notes = []
     if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, _title(config, scores))):
         notes.append(f"no {EXPLORER}: {left_out}")
@@ -140,6 +138,10 @@ def _write(
         from eval.paper import write_pdf
 
         write_pdf(folder / PAPER, joined, judgement, facts)
+    beside = ((EXPLORER, "Tail explorer"), (PAPER, "PDF"))
+    links = [(name, title) for name, title in beside if (folder / name).exists()]
+    page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed), links)
+    (folder / PAGE).write_text(page, encoding="utf-8")
     return notes
 
 

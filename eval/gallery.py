@@ -1,6 +1,7 @@
-"""Pictures of what the figures stand on: the best and worst scored photographs of a class.
+"""Pictures of what the figures stand on: the best and worst scored photographs of a class, and its worst errors.
 
-Galleries show every image, ignored ones too (marked), so that a person sees what was not counted.
+Galleries show every image, ignored ones too (marked), so that a person sees what was not counted. Errors are
+among the images that count.
 """
 
 import base64
@@ -15,13 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from eval.joining import Joined
-from eval.ranking import id_ranks, rank_pairs
+from eval.ranking import Ints, id_ranks, rank_pairs
 
 GALLERY_CLASSES, GALLERY_IMAGES = 5, 5
+ERROR_IMAGES = 5
 SHEET_IMAGES = 50
 _SHEET_COLUMNS = 10
 _TILE, _CAPTION, _GAP = 120, 18, 6
-_GALLERY_SIDE = 220
+GALLERY_SIDE, ERROR_SIDE = 220, 150
 _INK, _PAPER = (28, 32, 38), (255, 255, 255)
 # Colours that also differ in lightness; the mark in words stands beside them.
 _COLOURS = {"yes": (0, 120, 90), "no": (190, 60, 20), "ignored": (120, 120, 130)}
@@ -29,13 +31,17 @@ _COLOURS = {"yes": (0, 120, 90), "no": (190, 60, 20), "ignored": (120, 120, 130)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One photograph in a gallery: logit and score for the class, and its truth ("yes", "no" or "ignored")."""
+    """One photograph in a gallery: logit and score for the class, and its truth ("yes", "no" or "ignored").
+
+    `labels` tells what the image is labelled with, ignored classes marked: "dog, person (ignored)".
+    """
 
     image_id: str
     logit: float
     score: float
     truth: str
     path: Path
+    labels: str
 
 
 def random_classes(joined: Joined, columns: Sequence[int], seed: int) -> list[int]:
@@ -51,18 +57,46 @@ def extremes(joined: Joined, column: int, count: int) -> tuple[list[Shown], list
     Best: highest first. Worst: lowest first. Both lists are shorter where there are fewer images; then
     they overlap.
     """
+    order = _best_first(joined, column)
+    return _shown(joined, column, order[:count]), _shown(joined, column, order[::-1][:count])
+
+
+def errors(joined: Joined, column: int, count: int) -> tuple[list[Shown], list[Shown]]:
+    """The most telling errors of a class: its `count` highest-scored negatives (the highest first), where a label may
+    be wrong or missing, and its `count` lowest-scored positives (the lowest first). Ignored images are left out.
+    """
+    order = _best_first(joined, column)
+    order = order[joined.mask[order, column] != 0]
+    positive = joined.target[order, column] != 0
+    return (
+        _shown(joined, column, order[~positive][:count]),
+        _shown(joined, column, order[positive][::-1][:count]),
+    )
+
+
+def _best_first(joined: Joined, column: int) -> Ints:
+    """int64[N]: all rows by descending logit of the class; equal ones by ascending image id."""
     ranks = id_ranks(joined.image_ids, len(joined.image_ids))
     rows = np.empty(len(ranks), np.int64)
     rows[ranks.astype(np.int64)] = np.arange(len(ranks))
     target, everything = joined.target[:, column], np.ones(len(ranks), np.uint8)
-    order = rows[rank_pairs(np.ascontiguousarray(joined.logit[:, column]), target, everything, ranks).id_rank]
+    logit = np.ascontiguousarray(joined.logit[:, column])
+    return np.asarray(rows[rank_pairs(logit, target, everything, ranks).id_rank], np.int64)
 
+
+def _shown(joined: Joined, column: int, rows: Ints) -> list[Shown]:
     def shown(row: int) -> Shown:
-        truth = "ignored" if not joined.mask[row, column] else "yes" if target[row] else "no"
+        target, mask = joined.target[row], joined.mask[row]
+        truth = "ignored" if not mask[column] else "yes" if target[column] else "no"
+        labels = [
+            name if valid else f"{name} (ignored)"
+            for name, there, valid in zip(joined.classes, target, mask, strict=True)
+            if there or not valid
+        ]
         logit, score = float(joined.logit[row, column]), float(joined.score[row, column])
-        return Shown(joined.image_ids[row], logit, score, truth, joined.paths[row])
+        return Shown(joined.image_ids[row], logit, score, truth, joined.paths[row], ", ".join(labels))
 
-    return [shown(row) for row in order[:count]], [shown(row) for row in order[::-1][:count]]
+    return [shown(row) for row in rows.tolist()]
 
 
 def thumbnail(path: Path, side: int) -> Image.Image:
@@ -82,10 +116,10 @@ def thumbnail(path: Path, side: int) -> Image.Image:
     return upright
 
 
-def data_uri(path: Path) -> str:
-    """A thumbnail of the photograph as text that stands in a page."""
+def data_uri(path: Path, side: int) -> str:
+    """A thumbnail of the photograph, at most `side` pixels, as text that stands in a page."""
     stream = io.BytesIO()
-    thumbnail(path, _GALLERY_SIDE).save(stream, "JPEG", quality=80)
+    thumbnail(path, side).save(stream, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 

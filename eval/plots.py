@@ -82,11 +82,16 @@ def _tail(figure: Any, curve: Curve, x: Any, label: str) -> None:
     known = curve.low[~np.isnan(curve.low)]
     upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
     upper.set_ylabel("Tailacc")
-    lower.plot(x, np.where(tail.num_images > 0, tail.num_images, np.nan), color=_SECOND, marker=".")
+    middle.plot(x, np.where(tail.num_images > 0, tail.num_images, np.nan), color=_SECOND, marker=".")
     if tail.num_images.any():  # a log axis of nothing can't be drawn
-        lower.set_yscale("log")
-    lower.set_ylabel("images", color=_SECOND)
+        middle.set_yscale("log")
+    middle.set_ylabel("images", color=_SECOND)
+    lower.plot(x, tail.num_classes, color=_THIRD, marker=".")
+    lower.set_ylim(0, 1.15 * max(1, int(tail.num_classes.max())))
+    lower.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    lower.set_ylabel("classes", color=_THIRD)
     lower.set_xlabel(label)
+    figure.align_ylabels()
 
 
 def tail_plots(means: Means) -> dict[str, str]:
@@ -135,7 +140,8 @@ def class_tail_plot(means: Means) -> str:
         known = tail.value[~np.isnan(tail.value)]
         upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
         upper.set_ylabel("Tailacc")
-        lower.set_yscale("log")
+        if tail.num_images.any():
+            lower.set_yscale("log")
         lower.set_ylabel("images of\nthe class", color=_SECOND)
         lower.set_xlabel(_POSITION)
         figure.align_ylabels()
@@ -207,9 +213,7 @@ def reliability_panels(judgement: Judgement) -> list[Panel]:
         x, y = _place(score, share)
         dots = tuple((round(a, 1), round(b, 1), round(r, 1)) for a, b, r in zip(x, y, size, strict=True))
         diagonal = _path(np.array([0.0, 1.0]), np.array([0.0, 1.0]))
-        panels.append(
-            Panel(name, f"ECE {percent(diagram.ece)} %", "", _path(score, share), diagonal, dots)
-        )
+        panels.append(Panel(name, f"ECE {percent(diagram.ece)} %", "", _path(score, share), diagonal, dots))
     return panels
 
 
@@ -251,7 +255,8 @@ def reliability_plot(judgement: Judgement) -> str:
         upper.set_ylabel("share of positives")
         edges = np.linspace(0, 1, len(count) + 1)
         lower.bar(edges[:-1], count, width=edges[1], align="edge", color=_SECOND, alpha=0.7)
-        lower.set_yscale("log")
+        if np.any(count):
+            lower.set_yscale("log")
         lower.set_xlim(0, 1)
         lower.set_ylabel("pairs", color=_SECOND)
         lower.set_xlabel("score")

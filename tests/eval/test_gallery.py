@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.gallery import contact_sheet, extremes, random_classes, sheet_names, thumbnail
+from eval.gallery import contact_sheet, errors, extremes, random_classes, sheet_names, thumbnail
 from eval.joining import Joined
 
 
@@ -25,6 +25,13 @@ def test_extremes__order_ties_and_ignored_mark() -> None:
     ]
     assert [s.image_id for s in worst] == ["d", "c", "b"]
     assert best[1].path == Path("b.jpg")
+
+
+def test_errors__only_images_that_count() -> None:
+    negatives, positives = errors(toy(), 0, 5)
+    assert [(s.image_id, s.truth, s.labels) for s in negatives] == [("c", "no", "")]
+    assert [(s.image_id, s.truth) for s in positives] == [("d", "yes"), ("b", "yes")]
+    assert extremes(toy(), 0, 1)[0][0].labels == "cat (ignored)"
 
 
 def test_random_classes__seeded_and_only_with_a_positive() -> None:
