@@ -7,12 +7,20 @@ const logits = new Float32Array(bytes(data.logit));
 const scores = new Float32Array(bytes(data.score));
 const truths = new Uint8Array(bytes(data.truth));
 const N = data.ids.length;
-const STEPS = 1000, SHOWN = 6, IGNORED = 2;
+const POSITIONS = 1000, CURVE_POINTS = 1000, HEIGHT = 160, WIDTH = 800, SAMPLE = 12, IGNORED = 2;
 const TRUTH = ["no", "yes", "ignored"];
 const $ = (id) => document.getElementById(id);
 const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(2) + " %" : "n/a");
-const ranked = new Map();
+const ranked = new Map(), thresholds = {};
 let current = null;
+
+// The 95 % interval of a share by Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953: unlike a
+// bootstrap's, it has a width where every image above t is right.
+function wilson(part, whole) {
+  const z2 = 1.959964 ** 2, share = part / whole;
+  const middle = share + z2 / (2 * whole), half = Math.sqrt(z2 * (share * (1 - share) / whole + z2 / (4 * whole * whole)));
+  return [(middle - half) / (1 + z2 / whole), (middle + half) / (1 + z2 / whole)];
+}
 
 function rank(c) {
   if (!ranked.has(c)) {
@@ -38,81 +46,113 @@ function above(k, rows, t) {
   return low;
 }
 
+// A threshold is kept here and not read from its slider: browsers round what a slider holds, and a t that is rounded
+// below the highest score has a tail where there is none. What the slider gives is rounded to a few digits, so that
+// the t in the field is the t that counts; the ends of the range are exact.
 function setRange(id, low, high, value) {
-  const input = $(id);
-  // "any" keeps typed values exact; the keys move by the step that is written out below.
-  Object.assign(input, { min: low, max: high, step: "any", value });
-  input.disabled = !(high > low);
+  const digits = high > low ? Math.min(12, Math.max(3, 3 - Math.floor(Math.log10(high - low)))) : 3;
+  thresholds[id] = { low, high, digits };
+  $(id).max = POSITIONS;
+  $(id).disabled = $(id + "-value").disabled = !(high > low);
+  set(id, value >= high ? high : Number(value.toFixed(digits)));
 }
 
-function say(id, t) {
-  const text = t.toFixed(3);
-  $(id + "-value").textContent = text;
-  $(id).setAttribute("aria-valuetext", "logit " + text);
+function set(id, value, typing) {
+  const range = thresholds[id];
+  range.value = Math.min(range.high, Math.max(range.low, value));
+  $(id).value = range.high > range.low ? Math.round((POSITIONS * (range.value - range.low)) / (range.high - range.low)) : 0;
+  if (!typing) $(id + "-value").value = String(range.value);
+}
+
+function slide(id, position) {
+  const { low, high, digits } = thresholds[id];
+  const value = low + (position / POSITIONS) * (high - low);
+  set(id, position >= POSITIONS ? high : position <= 0 ? low : Number(value.toFixed(digits)));
+}
+
+function say(id, result) {
+  $(id).setAttribute("aria-valuetext", "logit " + thresholds[id].value + ": " + result);
+}
+
+function figureOf(row) {
+  const figure = document.createElement("figure");
+  const source = data.pictures[row];
+  const picture = document.createElement(source ? "img" : "div");
+  if (source) { picture.src = "data:image/webp;base64," + source; picture.alt = ""; } // the caption says what it is
+  else { picture.className = "none"; picture.textContent = "no picture"; }
+  const word = document.createElement("span");
+  word.className = word.textContent = TRUTH[truths[current.at + row]];
+  const caption = document.createElement("figcaption");
+  caption.append(scores[current.at + row].toFixed(3) + " ", word, document.createElement("br"),
+    "logit " + logits[current.at + row].toFixed(3), document.createElement("br"), data.ids[row]);
+  figure.append(picture, caption);
+  return figure;
 }
 
 function strip(id, rows) {
-  $(id).replaceChildren(...rows.map((row) => {
-    const figure = document.createElement("figure");
-    const thumbnail = data.thumbnails[row];
-    const picture = document.createElement(thumbnail ? "img" : "div");
-    if (thumbnail) { picture.src = "data:image/jpeg;base64," + thumbnail; picture.alt = data.ids[row]; }
-    else { picture.className = "none"; picture.textContent = "no picture"; }
-    const truth = TRUTH[truths[current.at + row]];
-    const word = document.createElement("span");
-    word.className = truth;
-    word.textContent = truth;
-    const caption = document.createElement("figcaption");
-    caption.append(logits[current.at + row].toFixed(3) + " (" + scores[current.at + row].toFixed(3) + ") ", word,
-      document.createElement("br"), data.ids[row]);
-    figure.append(picture, caption);
-    return figure;
-  }));
+  $(id).replaceChildren(...rows.map(figureOf));
   if (!rows.length) $(id).textContent = "none";
 }
 
 function showTail() {
-  const k = current, t = Number($("t").value);
+  const k = current, t = thresholds.t.value;
   const count = above(k, k.rows, t), hits = k.hits[count];
-  say("t", t);
+  say("t", "Tailacc " + percent(hits, count) + ", " + count + " images above");
   $("tailacc").textContent = percent(hits, count);
   $("right").textContent = hits + " right of " + count;
+  $("interval").textContent = count
+    ? "95 % interval (Wilson): " + wilson(hits, count).map((x) => (100 * x).toFixed(1)).join(" to ") : "";
   $("above").textContent = count;
   $("valid").textContent = k.rows.length;
+  $("lowest").textContent = count ? "the lowest has a score of " + scores[k.at + k.rows[count - 1]].toFixed(3) : "";
   $("coverage").textContent = percent(count, k.rows.length);
-  const x = k.top > data.threshold ? (800 * (t - data.threshold)) / (k.top - data.threshold) : 0;
-  for (const [name, value] of [["x1", x], ["x2", x], ["y1", 0], ["y2", 160]]) $("mark").setAttribute(name, value);
+  const x = k.top > data.threshold ? (WIDTH * (t - data.threshold)) / (k.top - data.threshold) : 0;
+  for (const [name, value] of [["x1", x], ["x2", x], ["y1", 0], ["y2", HEIGHT]]) $("mark").setAttribute(name, value);
   const everywhere = above(k, k.all, t); // ignored images are shown too, marked
-  strip("just-above", k.all.slice(Math.max(0, everywhere - SHOWN), everywhere).reverse());
-  strip("just-below", k.all.slice(everywhere, everywhere + SHOWN));
+  strip("just-above", k.all.slice(Math.max(0, everywhere - data.strip), everywhere).reverse());
+  strip("just-below", k.all.slice(everywhere, everywhere + data.strip));
 }
 
 function drawCurve() {
   const k = current, points = [];
-  for (let i = 0; i < STEPS && k.top > data.threshold; i++) {
-    const count = above(k, k.rows, data.threshold + (i / STEPS) * (k.top - data.threshold));
-    points.push(((800 * i) / STEPS).toFixed(1) + " " + (158 - (156 * k.hits[count]) / count).toFixed(1));
+  $("plot").hidden = !(k.top > data.threshold);
+  if ($("plot").hidden) return;
+  for (let i = 0; i < CURVE_POINTS; i++) {
+    const count = above(k, k.rows, data.threshold + (i / CURVE_POINTS) * (k.top - data.threshold));
+    points.push(k.hits[count] / count);
   }
-  $("line").setAttribute("d", points.length ? "M" + points.join("L") : "");
+  // From the tenth below the lowest point up to 1: a curve between 0.9 and 1 is still a curve.
+  const floor = Math.min(0.9, Math.floor(10 * points.reduce((a, b) => Math.min(a, b))) / 10);
+  const y = (value) => (HEIGHT * (1 - value)) / (1 - floor);
+  const ticks = [1, (1 + floor) / 2, floor];
+  $("line").setAttribute("d", "M" + points.map((value, i) => ((WIDTH * i) / CURVE_POINTS).toFixed(1) + " " + y(value).toFixed(1)).join("L"));
+  $("grid").setAttribute("d", ticks.map((value) => "M0 " + y(value).toFixed(1) + "H" + WIDTH).join(""));
+  $("ticks").replaceChildren(...ticks.map((value) => {
+    const tick = document.createElement("span");
+    tick.textContent = Number((100 * value).toFixed(1)) + " %";
+    tick.style.top = (100 * y(value)) / HEIGHT + "%";
+    return tick;
+  }));
   $("axis-end").textContent = "t = " + k.top.toFixed(2) + " (highest)";
 }
 
 function showBand(moved) {
   const k = current;
-  let t1 = Number($("t1").value), t2 = Number($("t2").value);
-  if (t1 > t2) { // the slider that moves pushes the other
-    if (moved === "t2") { t1 = t2; $("t1").value = t1; } else { t2 = t1; $("t2").value = t2; }
-  }
-  say("t1", t1);
-  say("t2", t2);
+  // The threshold that moves pushes the other.
+  if (thresholds.t1.value > thresholds.t2.value) set(moved === "t2" ? "t1" : "t2", thresholds[moved].value);
+  const t1 = thresholds.t1.value, t2 = thresholds.t2.value;
   const total = k.rows.length, positives = k.hits[total];
   const yes = above(k, k.rows, t2), yesRight = k.hits[yes];
   const notNo = above(k, k.rows, t1), look = notNo - yes, no = total - notNo;
   const noRight = no - (positives - k.hits[notNo]);
-  $("accuracy").textContent = percent(yesRight + look + noRight, total);
+  const accuracy = percent(yesRight + look + noRight, total);
+  say("t1", "accuracy " + accuracy + ", " + look + " images to look at");
+  say("t2", "accuracy " + accuracy + ", " + look + " images to look at");
+  $("accuracy").textContent = accuracy;
   $("look").textContent = look;
   $("look-share").textContent = "images, " + percent(look, total) + " of all";
   $("precision").textContent = percent(yesRight, yes);
+  $("precision-of").textContent = yesRight + " of " + yes;
   $("found").textContent = percent(k.hits[notNo], positives);
   $("found-of").textContent = k.hits[notNo] + " of " + positives;
   $("said-no").textContent = no;
@@ -123,6 +163,9 @@ function showBand(moved) {
   const parts = $("bar").children;
   [no, look, yes].forEach((count, i) => { parts[i].style.flexGrow = count; });
   $("bar").setAttribute("aria-label", no + " no, " + look + " looked at, " + yes + " yes");
+  const band = k.rows.slice(yes, notNo), shown = Math.min(SAMPLE, look);
+  $("sample-note").textContent = look > shown ? shown + " of the " + look + ", evenly from t2 down to t1" : "";
+  strip("sample", Array.from({ length: shown }, (_, i) => band[Math.floor(((i + 0.5) * look) / shown)]));
 }
 
 function choose(c) {
@@ -132,27 +175,37 @@ function choose(c) {
     + (N - k.rows.length) + " ignored";
   $("empty").hidden = hasTail;
   setRange("t", data.threshold, hasTail ? k.top : data.threshold, data.threshold);
-  const middle = Math.min(Math.max(data.threshold, k.bottom), k.top);
-  setRange("t1", k.bottom, k.top, (k.bottom + middle) / 2);
-  setRange("t2", k.bottom, k.top, (k.top + middle) / 2);
+  // From a little below the lowest image, so that t1 can leave none to "no", to where none is left to "yes".
+  const low = k.bottom - (0.01 * (k.top - k.bottom) || 1), high = Math.max(k.top, data.threshold);
+  const middle = Math.max(data.threshold, low);
+  setRange("t1", low, high, middle + 0.2 * (low - middle));
+  setRange("t2", low, high, middle + 0.2 * (high - middle));
   drawCurve();
   showTail();
   showBand();
 }
 
-// With step "any" browsers differ in how far a key goes, so the keys are ours: 1 % an arrow, 10 % a page.
-const KEYS = { ArrowRight: 0.01, ArrowUp: 0.01, ArrowLeft: -0.01, ArrowDown: -0.01, PageUp: 0.1, PageDown: -0.1, Home: -1, End: 1 };
+// Browsers differ in how far a page key goes, so the keys are ours: 1 % an arrow, 10 % a page.
+const ONE = POSITIONS / data.steps, TEN = 10 * ONE;
+const KEYS = { ArrowRight: ONE, ArrowUp: ONE, ArrowLeft: -ONE, ArrowDown: -ONE, PageUp: TEN, PageDown: -TEN, Home: -POSITIONS, End: POSITIONS };
 for (const id of ["t", "t1", "t2"]) {
   const update = () => (id === "t" ? showTail() : showBand(id));
-  $(id).addEventListener("input", update);
+  $(id).addEventListener("input", () => { slide(id, Number($(id).value)); update(); });
   $(id).addEventListener("keydown", (event) => {
-    const share = KEYS[event.key];
-    if (share === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
+    const step = KEYS[event.key];
+    if (step === undefined || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
-    const input = event.target, low = Number(input.min), high = Number(input.max);
-    input.value = Math.min(high, Math.max(low, Number(input.value) + share * (high - low)));
+    slide(id, Number($(id).value) + step);
     update();
   });
+  $(id + "-value").addEventListener("input", (event) => {
+    if (event.target.value === "") return;
+    set(id, Number(event.target.value), true);
+    update();
+  });
+  $(id + "-value").addEventListener("change", () => set(id, thresholds[id].value)); // shows what a typed value became
 }
 $("class").addEventListener("change", (event) => choose(Number(event.target.value)));
+const first = data.classes.findIndex((_, c) => rank(c).top > data.threshold && rank(c).hits.at(-1) > 0);
+$("class").value = Math.max(0, first);
 choose(Number($("class").value));
