@@ -55,6 +55,9 @@ def main(arguments: list[str]) -> int:
     options = tyro.cli(Options, args=arguments)
     try:
         folder = options.run or newest_run(Path("runs/train"))
+        file = options.model or folder / "model.onnx"
+        if not file.is_file():
+            raise InputError(f"no model file at {file}; python train/export.py writes one")
         served = read_scores(options.scores)
     except InputError as error:
         if arguments:
@@ -65,9 +68,7 @@ def main(arguments: list[str]) -> int:
     model, state = load_best(folder)
     pixels = open_cache(labels, state["size"], TrainConfig().data.cache).pixels
     rows = np.arange(len(labels))
-    session = onnxruntime.InferenceSession(
-        options.model or folder / "model.onnx", providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     batches = [np.ascontiguousarray(pixels[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
     row_of = {image_id: row for row, image_id in enumerate(served.image_ids)}
     logits = {
