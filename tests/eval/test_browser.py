@@ -1,7 +1,8 @@
-"""The explorer in a real browser: what it shows is what `eval.metrics` gives."""
+"""The explorer and the report page in a real browser: what the explorer shows is what `eval.metrics` gives."""
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from scipy.stats import binomtest
 
 from eval.explorer import write_explorer
 from eval.joining import Joined
+from eval.judge import judge
 from eval.metrics import accuracy, tail_curve
+from eval.page import render
 from eval.ranking import Ranking, rankings
 
 CHROMIUM = next(
@@ -62,23 +65,37 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Joined:
 
 
 @pytest.fixture(scope="module")
-def page(joined: Joined, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path) -> Iterator[Any]:
+    """The file in a new tab, which must say nothing and ask for nothing but itself."""
+    tab = browser.new_page(reduced_motion="reduce")
+    seen: list[str] = []
+    tab.on("console", lambda message: seen.append(message.text))
+    tab.on("pageerror", lambda error: seen.append(str(error)))
+    tab.on("request", lambda request: seen.append(request.url[:80]))
+    tab.goto(path.as_uri())
+    yield tab
+    tab.close()
+    known = ("data:image/webp;base64,", "data:image/jpeg;base64,", path.as_uri()[:80])
+    asked = [text for text in seen if not text.startswith(known)]
+    assert asked == [], "the page wrote to the console or asked for something"
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, joined: Joined, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     path = tmp_path_factory.mktemp("page") / "explorer.html"
     assert write_explorer(path, joined, "a <model>") == ""
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(reduced_motion="reduce")
-        seen: list[str] = []
-        tab.on("console", lambda message: seen.append(message.text))
-        tab.on("pageerror", lambda error: seen.append(str(error)))
-        tab.on("request", lambda request: seen.append(request.url[:80]))
-        tab.goto(path.as_uri())
+    with opened(browser, path) as tab:
         yield tab
-        browser.close()
-    asked = [text for text in seen if not text.startswith(("data:image/webp;base64,", path.as_uri()))]
-    assert asked == [], "the page wrote to the console or asked for something"
 
 
 def ranking(joined: Joined, column: int) -> Ranking:
@@ -261,3 +278,25 @@ def test_page__fits_the_width_in_light_and_dark(page: Any, width: int) -> None:
     assert len(colours) == 2
     page.locator("#t").press("PageUp")
     assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_report__fits_the_width_with_all_open_and_shows_the_class_that_is_picked(
+    browser: Any, joined: Joined, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(judge(joined, replicates=5), {"file": "s.csv"}, [TIED, PLAIN]), encoding="utf-8")
+    with opened(browser, path) as tab:
+        for width in (400, 1000, 2000):
+            tab.set_viewport_size({"width": width, "height": 900})
+            for is_open in ("false", "true"):
+                tab.evaluate(
+                    f"document.querySelectorAll('details').forEach((d) => {{ d.open = {is_open}; }})"
+                )
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator(f".class-{TIED}").count() == 6
+        for column in (PLAIN, TIED):
+            tab.locator(f"#pick-{column}").check()
+            visible = "(e) => getComputedStyle(e).display !== 'none'"
+            for c in (TIED, PLAIN):
+                lines = tab.locator(f".class-{c}").all()
+                assert [line.evaluate(visible) for line in lines] == [c == column] * 6
