@@ -135,7 +135,7 @@ def class_tail_plots(means: Means) -> dict[str, str]:
     tail = relative.tail
 
     def over_position(figure: Any) -> None:
-        _class_tails(figure, relative, tail.position, [tail.position] * len(tail.value), _POSITION)
+        _class_tails(figure, relative, tail.position, _each_class(tail), _POSITION)
 
     def over_coverage(figure: Any) -> None:
         own = _percent_above(tail.above / np.maximum(tail.images, 1)[:, None])
@@ -143,15 +143,19 @@ def class_tail_plots(means: Means) -> dict[str, str]:
         _log_percent(figure, tail)
 
     def over_logit(figure: Any) -> None:
-        t = absolute.tail.position
-        _class_tails(figure, absolute, t, [t] * len(absolute.tail.value), _LOGIT)
+        _class_tails(figure, absolute, absolute.tail.position, _each_class(absolute.tail), _LOGIT)
 
     draw = {RELATIVE: over_position, "coverage": over_coverage, ABSOLUTE: over_logit}
     return {name: _svg(f"classes {name}", _TAIL_SIZE, function) for name, function in draw.items()}
 
 
-def _class_tails(figure: Any, curve: Curve, x: Floats, own: Sequence[Floats], label: str) -> None:
-    """The mean curve over `x`, and class i over `own[i]`."""
+def _each_class(tail: TailCurve) -> Floats:
+    """float64[C, T]: the curve's positions, the same for each class."""
+    return np.broadcast_to(tail.position, tail.above.shape)
+
+
+def _class_tails(figure: Any, curve: Curve, x: Floats, own: Floats, label: str) -> None:
+    """The mean curve over `x` float64[T], and class i over `own[i]` (float64[C, T])."""
     tail = curve.tail
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.fill_between(x, curve.low, curve.high, color=_LINE, alpha=0.2, linewidth=0)
