@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
+from eval import explorer
 from eval.explorer import write_explorer
 from eval.joining import Joined
 from eval.judge import judge
@@ -49,6 +51,7 @@ def make_joined(folder: Path) -> Joined:
     logit[:, NO_TAIL] = -np.abs(logit[:, NO_TAIL]) - 1
     logit[:, CONSTANT] = 0.1  # float32: not the double 0.1
     mask = (random.random(shape) > 0.1).astype(np.uint8)
+    logit[80, PLAIN], mask[80, PLAIN] = 7.1234, 1  # the highest, and not a number of three digits
     mask[:, ALL_IGNORED] = 0
     paths = []
     for i in range(IMAGES):
@@ -264,6 +267,25 @@ def test_page__every_control_has_a_name_and_shows_its_focus(page: Any) -> None:
         page.keyboard.press("Tab")
     one, two = ["t1 (logit)", "t1, typed"], ["t2 (logit)", "t2, typed"]
     assert named == ["Class", "t (logit)", "t, typed", *one, *two]  # in the order of the tab key
+
+
+def test_page__pictures_that_are_missing(
+    browser: Any, joined: Joined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_explorer(tmp_path / "none.html", replace(joined, paths=()), "m")
+    with opened(browser, tmp_path / "none.html") as tab:
+        assert tab.locator(".strip figure").count() > 12
+        assert tab.locator(".strip img, .strip .none").count() == 0
+    monkeypatch.setattr(explorer, "MOST_PICTURES", 4_000)
+    write_explorer(tmp_path / "some.html", joined, "m")
+    with opened(browser, tmp_path / "some.html") as tab:
+        assert "images have a picture here" in tab.inner_text("main")
+        tab.select_option("#class", str(PLAIN))
+        tab.locator("#t").press("ArrowRight")
+        with_one, without = (tab.locator(f".strip {kind}").count() for kind in ("img", ".none"))
+        assert with_one > 0
+        assert without > 0
+        assert with_one + without == tab.locator(".strip figure").count()
 
 
 @pytest.mark.parametrize("width", [400, 1000, 2000])
