@@ -7,6 +7,7 @@ among the images that count.
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ GALLERY_CLASSES, GALLERY_IMAGES = 5, 5
 ERROR_IMAGES = 5
 SHEET_IMAGES = 50
 _SHEET_COLUMNS = 10
-_TILE, _CAPTION, _GAP = 120, 18, 6
+_TILE, _CAPTION, _GAP = 120, 32, 6
 GALLERY_SIDE, ERROR_SIDE = 220, 150
 _INK, _PAPER = (28, 32, 38), (255, 255, 255)
 # Colours that also differ in lightness; the mark in words stands beside them.
@@ -124,10 +125,10 @@ def data_uri(path: Path, side: int) -> str:
 
 
 def contact_sheet(images: Sequence[Shown], title: str) -> Image.Image:
-    """All images on one sheet, ten in a row, with score and truth under each."""
+    """All images on one sheet, ten in a row, with score, logit, truth and id under each."""
     columns = min(_SHEET_COLUMNS, len(images))
     rows = -(-len(images) // columns)
-    font, head = ImageFont.load_default(12), ImageFont.load_default(16)
+    font, small_font, head = (ImageFont.load_default(size) for size in (12, 11, 16))
     width = max(columns * (_TILE + _GAP) + _GAP, round(head.getlength(title)) + 2 * _GAP)
     sheet = Image.new("RGB", (width, rows * (_TILE + _CAPTION + _GAP) + 30), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -140,7 +141,17 @@ def contact_sheet(images: Sequence[Shown], title: str) -> Image.Image:
         draw.rectangle((x, y + _TILE + 1, x + 3, y + _TILE + _CAPTION - 2), fill=_COLOURS[shown.truth])
         caption = f"{shown.score:.3f} {shown.logit:+.1f} {shown.truth}"
         draw.text((x + 7, y + _TILE + 1), caption, fill=_COLOURS[shown.truth], font=font)
+        draw.text((x + 7, y + _TILE + 16), _fitted(shown.image_id, small_font), fill=_INK, font=small_font)
     return sheet
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, or its end after dots where it is wider than a tile: the end is what tells ids apart."""
+    if font.getlength(text) <= _TILE - 7:
+        return text
+    while font.getlength("..." + text) > _TILE - 7:
+        text = text[1:]
+    return "..." + text
 
 
 def sheet_names(classes: Sequence[str]) -> list[tuple[str, str]]:
@@ -158,7 +169,9 @@ def write_sheets(joined: Joined, folder: Path, columns: Iterable[int], threads: 
         for images, name, what in zip(
             extremes(joined, column, SHEET_IMAGES), names[column], ("highest", "lowest"), strict=True
         ):
-            title = f"{joined.classes[column]}: the {len(images)} {what} scores in {joined.name} (score, logit, truth)"
+            truth = Counter(shown.truth for shown in images)
+            counted = ", ".join(f"{truth[word]} {word}" for word in _COLOURS if truth[word])
+            title = f"{joined.classes[column]}: the {len(images)} {what} scores in {joined.name}: {counted}"
             contact_sheet(images, title).save(folder / name, "JPEG", quality=82)
 
     with ThreadPoolExecutor(threads) as pool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from eval.calibration import Reliability
 from eval.judge import ABSOLUTE, RELATIVE, Curve, Judgement, Means
+from eval.metrics import TailCurve
 from eval.ranking import Floats, Ranking, ranked_with
 from eval.table import percent
 
@@ -30,6 +31,8 @@ _VARIABLES = {
     _SECOND: "var(--second)",
     _THIRD: "var(--third)",
 }
+_TAIL_SIZE = (5.2, 4.6)
+_LOGIT = "t: logit, the same for all classes"
 _POSITION = "position of t (0 = threshold, 1 = the class's maximum)"
 # The drawing area of a panel, in the units of its viewBox; y points down.
 PANEL_WIDTH, PANEL_HEIGHT = 120, 90
@@ -94,59 +97,81 @@ def _tail(figure: Any, curve: Curve, x: Any, label: str) -> None:
     figure.align_ylabels()
 
 
+def _percent_above(share: Floats) -> Floats:
+    """A share of the images in percent, NaN where there are none: what a log axis can show."""
+    return np.where(share > 0, 100 * share, np.nan)
+
+
+def _log_percent(figure: Any, tail: TailCurve) -> None:
+    if tail.num_images.any():  # a log axis of nothing can't be drawn
+        figure.axes[0].set_xscale("log")
+    figure.axes[0].xaxis.set_major_formatter("{x:g}")
+
+
 def tail_plots(means: Means) -> dict[str, str]:
     """Three SVG texts: the mean Tailacc over relative position, over coverage, and over the absolute logit."""
     relative, absolute = means.curves[RELATIVE], means.curves[ABSOLUTE]
-    position = relative.tail.position
-    label = _POSITION
-    size = (5.2, 4.6)
-    coverage = np.where(relative.tail.coverage > 0, relative.tail.coverage, np.nan) * 100
 
     def over_coverage(figure: Any) -> None:
-        _tail(figure, relative, coverage, "images above t, % (mean over classes)")
-        if relative.tail.num_images.any():
-            figure.axes[0].set_xscale("log")
-        figure.axes[0].xaxis.set_major_formatter("{x:g}")
+        share = _percent_above(relative.tail.coverage)
+        _tail(figure, relative, share, "images above t, % (mean over classes)")
+        _log_percent(figure, relative.tail)
 
-    return {
-        RELATIVE: _svg("relative", size, lambda figure: _tail(figure, relative, position, label)),
-        "coverage": _svg("coverage", size, over_coverage),
-        ABSOLUTE: _svg(
-            "absolute",
-            size,
-            lambda figure: _tail(
-                figure, absolute, absolute.tail.position, "t: logit, the same for all classes"
-            ),
-        ),
+    draw: dict[str, Callable[[Any], None]] = {
+        RELATIVE: lambda figure: _tail(figure, relative, relative.tail.position, _POSITION),
+        "coverage": over_coverage,
+        ABSOLUTE: lambda figure: _tail(figure, absolute, absolute.tail.position, _LOGIT),
     }
+    return {name: _svg(name, _TAIL_SIZE, function) for name, function in draw.items()}
 
 
-def class_tail_plot(means: Means) -> str:
-    """SVG text: the mean Tailacc with its band, and a line of each class that the page shows when it is picked.
+def class_tail_plots(means: Means) -> dict[str, str]:
+    """Three SVG texts as of `tail_plots`: the mean with its band, and a line of each class for when it is picked.
 
     The lines of class i of `means.classes`, Tailacc above and its images below, are groups of CSS class `class-i`.
+    In the second each class stands over its own coverage.
     """
-    curve = means.curves[RELATIVE]
-    tail, x = curve.tail, curve.tail.position
+    relative, absolute = means.curves[RELATIVE], means.curves[ABSOLUTE]
+    tail = relative.tail
 
-    def draw(figure: Any) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.fill_between(x, curve.low, curve.high, color=_LINE, alpha=0.2, linewidth=0)
-        upper.plot(x, tail.mean, color=_LINE)
-        for c, (value, above) in enumerate(zip(tail.value, tail.above, strict=True)):
-            style: Any = {"color": _SECOND, "marker": "o", "markersize": 3, "gid": f"pick-{c}"}
-            upper.plot(x, value, **style)
-            lower.plot(x, np.where(above > 0, above, np.nan), **style)
-        known = tail.value[~np.isnan(tail.value)]
-        upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
-        upper.set_ylabel("Tailacc")
-        if tail.num_images.any():
-            lower.set_yscale("log")
-        lower.set_ylabel("images of\nthe class", color=_SECOND)
-        lower.set_xlabel(_POSITION)
-        figure.align_ylabels()
+    def over_position(figure: Any) -> None:
+        _class_tails(figure, relative, tail.position, _each_class(tail), _POSITION)
 
-    return _svg("classes", (7.0, 4.4), draw)
+    def over_coverage(figure: Any) -> None:
+        own = _percent_above(tail.above / np.maximum(tail.images, 1)[:, None])
+        _class_tails(figure, relative, _percent_above(tail.coverage), own, "images above t, %")
+        _log_percent(figure, tail)
+
+    def over_logit(figure: Any) -> None:
+        _class_tails(figure, absolute, absolute.tail.position, _each_class(absolute.tail), _LOGIT)
+
+    draw = {RELATIVE: over_position, "coverage": over_coverage, ABSOLUTE: over_logit}
+    return {name: _svg(f"classes {name}", _TAIL_SIZE, function) for name, function in draw.items()}
+
+
+def _each_class(tail: TailCurve) -> Floats:
+    """float64[C, T]: the curve's positions, the same for each class."""
+    return np.broadcast_to(tail.position, tail.above.shape)
+
+
+def _class_tails(figure: Any, curve: Curve, x: Floats, own: Floats, label: str) -> None:
+    """The mean curve over `x` float64[T], and class i over `own[i]` (float64[C, T])."""
+    tail = curve.tail
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.fill_between(x, curve.low, curve.high, color=_LINE, alpha=0.2, linewidth=0)
+    upper.plot(x, tail.mean, color=_LINE)
+    for c, (at, value, above) in enumerate(zip(own, tail.value, tail.above, strict=True)):
+        style: Any = {"color": _SECOND, "gid": f"pick-{c}"}
+        upper.plot(at, value, marker="o", markersize=3, **style)
+        lower.plot(at, np.where(above > 0, above, np.nan), **style)
+    known = tail.value[~np.isnan(tail.value)]
+    upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
+    upper.set_ylabel("Tailacc")
+    if tail.num_images.any():
+        lower.set_yscale("log")
+    lower.set_ylabel("images of\nthe class", color=_SECOND)
+    lower.set_xlabel(label)
+    figure.align_ylabels()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ const POSITIONS = 1000, CURVE_POINTS = 1000, HEIGHT = 160, WIDTH = 800, SAMPLE =
 const TRUTH = ["no", "yes", "ignored"];
 const $ = (id) => document.getElementById(id);
 const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(2) + " %" : "n/a");
+const PICTURES = Object.keys(data.pictures).length > 0;
 const ranked = new Map(), thresholds = {};
 let current = null;
 
@@ -74,18 +75,23 @@ function say(id, result) {
   $(id).setAttribute("aria-valuetext", "logit " + thresholds[id].value + ": " + result);
 }
 
-function figureOf(row) {
-  const figure = document.createElement("figure");
+function pictureOf(row) {
   const source = data.pictures[row];
   const picture = document.createElement(source ? "img" : "div");
   if (source) { picture.src = "data:image/webp;base64," + source; picture.alt = ""; } // the caption says what it is
   else { picture.className = "none"; picture.textContent = "no picture"; }
+  return picture;
+}
+
+function figureOf(row) {
+  const figure = document.createElement("figure");
   const word = document.createElement("span");
   word.className = word.textContent = TRUTH[truths[current.at + row]];
   const caption = document.createElement("figcaption");
   caption.append(scores[current.at + row].toFixed(3) + " ", word, document.createElement("br"),
     "logit " + logits[current.at + row].toFixed(3), document.createElement("br"), data.ids[row]);
-  figure.append(picture, caption);
+  if (PICTURES) figure.append(pictureOf(row));
+  figure.append(caption);
   return figure;
 }
 

@@ -1,7 +1,9 @@
-"""The explorer in a real browser: what it shows is what `eval.metrics` gives."""
+"""The explorer and the report page in a real browser: what the explorer shows is what `eval.metrics` gives."""
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
+from eval import explorer
 from eval.explorer import write_explorer
 from eval.joining import Joined
+from eval.judge import judge
 from eval.metrics import accuracy, tail_curve
+from eval.page import render
 from eval.ranking import Ranking, rankings
 
 CHROMIUM = next(
@@ -46,6 +51,7 @@ def make_joined(folder: Path) -> Joined:
     logit[:, NO_TAIL] = -np.abs(logit[:, NO_TAIL]) - 1
     logit[:, CONSTANT] = 0.1  # float32: not the double 0.1
     mask = (random.random(shape) > 0.1).astype(np.uint8)
+    logit[80, PLAIN], mask[80, PLAIN] = 7.1234, 1  # the highest, and not a number of three digits
     mask[:, ALL_IGNORED] = 0
     paths = []
     for i in range(IMAGES):
@@ -62,23 +68,37 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Joined:
 
 
 @pytest.fixture(scope="module")
-def page(joined: Joined, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(browser: Any, path: Path) -> Iterator[Any]:
+    """The file in a new tab, which must say nothing and ask for nothing but itself."""
+    tab = browser.new_page(reduced_motion="reduce")
+    seen: list[str] = []
+    tab.on("console", lambda message: seen.append(message.text))
+    tab.on("pageerror", lambda error: seen.append(str(error)))
+    tab.on("request", lambda request: seen.append(request.url[:80]))
+    tab.goto(path.as_uri())
+    yield tab
+    tab.close()
+    known = ("data:image/webp;base64,", "data:image/jpeg;base64,", path.as_uri()[:80])
+    asked = [text for text in seen if not text.startswith(known)]
+    assert asked == [], "the page wrote to the console or asked for something"
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, joined: Joined, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     path = tmp_path_factory.mktemp("page") / "explorer.html"
     assert write_explorer(path, joined, "a <model>") == ""
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(reduced_motion="reduce")
-        seen: list[str] = []
-        tab.on("console", lambda message: seen.append(message.text))
-        tab.on("pageerror", lambda error: seen.append(str(error)))
-        tab.on("request", lambda request: seen.append(request.url[:80]))
-        tab.goto(path.as_uri())
+    with opened(browser, path) as tab:
         yield tab
-        browser.close()
-    asked = [text for text in seen if not text.startswith(("data:image/webp;base64,", path.as_uri()))]
-    assert asked == [], "the page wrote to the console or asked for something"
 
 
 def ranking(joined: Joined, column: int) -> Ranking:
@@ -249,6 +269,25 @@ def test_page__every_control_has_a_name_and_shows_its_focus(page: Any) -> None:
     assert named == ["Class", "t (logit)", "t, typed", *one, *two]  # in the order of the tab key
 
 
+def test_page__pictures_that_are_missing(
+    browser: Any, joined: Joined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_explorer(tmp_path / "none.html", replace(joined, paths=()), "m")
+    with opened(browser, tmp_path / "none.html") as tab:
+        assert tab.locator(".strip figure").count() > 12
+        assert tab.locator(".strip img, .strip .none").count() == 0
+    monkeypatch.setattr(explorer, "MOST_PICTURES", 4_000)
+    write_explorer(tmp_path / "some.html", joined, "m")
+    with opened(browser, tmp_path / "some.html") as tab:
+        assert "images have a picture here" in tab.inner_text("main")
+        tab.select_option("#class", str(PLAIN))
+        tab.locator("#t").press("ArrowRight")
+        with_one, without = (tab.locator(f".strip {kind}").count() for kind in ("img", ".none"))
+        assert with_one > 0
+        assert without > 0
+        assert with_one + without == tab.locator(".strip figure").count()
+
+
 @pytest.mark.parametrize("width", [400, 1000, 2000])
 def test_page__fits_the_width_in_light_and_dark(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
@@ -261,3 +300,25 @@ def test_page__fits_the_width_in_light_and_dark(page: Any, width: int) -> None:
     assert len(colours) == 2
     page.locator("#t").press("PageUp")
     assert page.evaluate("document.getAnimations().length") == 0
+
+
+def test_report__fits_the_width_with_all_open_and_shows_the_class_that_is_picked(
+    browser: Any, joined: Joined, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(judge(joined, replicates=5), {"file": "s.csv"}, [TIED, PLAIN]), encoding="utf-8")
+    with opened(browser, path) as tab:
+        for width in (400, 1000, 2000):
+            tab.set_viewport_size({"width": width, "height": 900})
+            for is_open in ("false", "true"):
+                tab.evaluate(
+                    f"document.querySelectorAll('details').forEach((d) => {{ d.open = {is_open}; }})"
+                )
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator(f".class-{TIED}").count() == 6
+        for column in (PLAIN, TIED):
+            tab.locator(f"#pick-{column}").check()
+            visible = "(e) => getComputedStyle(e).display !== 'none'"
+            for c in (TIED, PLAIN):
+                lines = tab.locator(f".class-{c}").all()
+                assert [line.evaluate(visible) for line in lines] == [c == column] * 6

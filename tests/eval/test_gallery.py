@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
-from eval.gallery import contact_sheet, errors, extremes, random_classes, sheet_names, thumbnail
+from eval.gallery import _fitted, contact_sheet, errors, extremes, random_classes, sheet_names, thumbnail
 from eval.joining import Joined
 
 
@@ -70,8 +70,17 @@ def test_contact_sheet__grid_of_ten(tmp_path: Path) -> None:
     Image.new("RGB", (60, 40), (0, 0, 250)).save(path)
     best, _ = extremes(toy((path,) * 4), 0, 4)
     sheet = contact_sheet(best * 3, "twelve images")
-    assert sheet.size == (10 * 126 + 6, 2 * 144 + 30)
+    assert sheet.size == (10 * 126 + 6, 2 * 158 + 30)
     assert sheet.getpixel((6 + 60, 30 + 100)) == (0, 0, 250)
+
+
+def test_contact_sheet__id_under_each_image_its_end_where_it_is_long(tmp_path: Path) -> None:
+    font = ImageFont.load_default(11)
+    assert _fitted("2008_000002", font) == "2008_000002"
+    long = _fitted("a-folder-of-some-camera/2008_000002", font)
+    assert long.startswith("...")
+    assert long.endswith("camera/2008_000002"[-12:])
+    assert font.getlength(long) <= 113
 
 
 def test_sheet_names__safe_and_unique() -> None:

@@ -10,7 +10,7 @@ from eval.metrics import ranked_average_precision
 from eval.plots import (
     PANEL_HEIGHT,
     PANEL_WIDTH,
-    class_tail_plot,
+    class_tail_plots,
     pooled,
     precision_recall,
     precision_recall_panels,
@@ -78,8 +78,10 @@ def test_pooled__is_the_diagram_of_all_pairs_together(judgement: Judgement) -> N
     assert share == pytest.approx(whole.positive_share, nan_ok=True)
 
 
-def test_class_tail_plot__two_lines_of_each_class_that_the_page_can_show(judgement: Judgement) -> None:
-    drawn = class_tail_plot(judgement.headline)
-    for c in range(4):
-        assert drawn.count(f'class="by class-{c}"') == 2
-    assert not re.search(r'id="pick', drawn)
+def test_class_tail_plots__two_lines_of_each_class_that_the_page_can_show(judgement: Judgement) -> None:
+    drawn = class_tail_plots(judgement.headline)
+    assert set(drawn) == {"relative", "coverage", "absolute"}
+    for text in drawn.values():
+        for c in range(4):
+            assert text.count(f'class="by class-{c}"') == 2
+        assert not re.search(r'id="pick', text)
