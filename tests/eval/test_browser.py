@@ -51,7 +51,7 @@ def make_joined(folder: Path) -> Joined:
     logit[:, NO_TAIL] = -np.abs(logit[:, NO_TAIL]) - 1
     logit[:, CONSTANT] = 0.1  # float32: not the double 0.1
     mask = (random.random(shape) > 0.1).astype(np.uint8)
-    logit[80, PLAIN], mask[80, PLAIN] = 7.1234, 1  # the highest, and not a number of three digits
+    logit[80, PLAIN], mask[80, PLAIN] = 9.1234, 1  # the highest, and not a number of three digits
     mask[:, ALL_IGNORED] = 0
     paths = []
     for i in range(IMAGES):
@@ -157,10 +157,11 @@ def test_page__slider_gives_the_numbers_of_the_metrics(page: Any, joined: Joined
     slider.press("End")
     assert check_tail(page, joined, column) == joined.logit[joined.mask[:, column] == 1, column].max()
     assert shown(page, "tailacc") == "n/a"  # strict: nothing is above the highest score
-    for position in ("1", "370", "999"):  # as the mouse sets it
+    for position in ("1", "370", "999", "1000"):  # as the mouse sets it
         slider.fill(position)
         seen.add(check_tail(page, joined, column))
-    assert len(seen) >= 10
+    assert shown(page, "tailacc") == "n/a"
+    assert len(seen) >= 11
     for t in (1.0, 2.0, 0.5, 1.999999, 2.000001):
         page.locator("#t-value").fill(repr(t))  # 1 and 2 are scores of many images: equal is not above
         assert check_tail(page, joined, column) == t
