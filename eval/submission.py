@@ -27,7 +27,6 @@ from eval.joining import examples
 from eval.options import SubmitConfig
 from train.tracking import open_store
 
-COMPETITIONS = ("comp1", "comp2")
 _ENDINGS = (".tar.gz", ".tgz")
 _MEMBER = re.compile(r"results/(VOC20\d\d)/Main/(comp[12])_cls_([^_/]+)_([^/]+)\.txt")
 REMINDER = (

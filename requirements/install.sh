@@ -4,7 +4,7 @@
 #   PYTHON=python3.13 requirements/install.sh
 #
 # Packages come from requirements/dev.txt, pinned and checked by hash. Where that file does not apply (it
-# covers Linux on x86_64) they are resolved from pyproject.toml instead, and a notice says so.
+# covers Linux on x86_64) pip works the versions out from pyproject.toml instead, and a notice says so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
