@@ -142,27 +142,64 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """Random changes of each training image, made in batches on the device.
+    """Random changes of each training image, made in batches on the device. See `train.augment` for the order.
 
     Attributes:
-        min_area: a crop covers at least this share of the image's area (1 = no crop).
-        aspect: the crop's width to height ratio lies in [1/aspect, aspect].
+        crop: "none": the whole image; "area": Inception's crop of random area and aspect ratio;
+            "multiscale": fixed scales at 13 fixed positions.
+        min_area: a crop of "area" covers at least this share of the image's area (1 = no crop).
+        aspect: its width to height ratio lies in [1/aspect, aspect].
+        scales: sides of the crops of "multiscale", as shares of the image's side, from large to small.
+        scale_distort: how many steps of `scales` its width and height may lie apart; 0 = squares.
         flip: probability of a left-right flip.
-        brightness, contrast: largest relative change.
+        brightness, contrast, saturation: largest relative change.
+        hue: largest change in turns of the colour wheel (0.5 = the opposite colour).
+        randaugment_ops: changes by RandAugment an image; 0 = none.
+        randaugment_magnitude: their strength from 0 to 10; torchvision's default 9 of 30 is 3 here.
+        cutout: side of the blanked square as a share of the image's side; 0 = none.
+        cutout_probability: share of the images that are blanked so.
+        mixup, cutmix: alpha of the Beta distribution of the mixing share; 0 = none. With both on, each
+            mixed image takes one of the two at even odds.
+        mix_probability: share of the images that are mixed.
     """
 
+    crop: Literal["none", "area", "multiscale"] = "area"
     min_area: float = 0.35
     aspect: float = 1.33
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66, 0.5)
+    scale_distort: int = 0
     flip: float = 0.5
     brightness: float = 0.2
     contrast: float = 0.2
+    saturation: float = 0.0
+    hue: float = 0.0
+    randaugment_ops: int = 0
+    randaugment_magnitude: float = 3.0
+    cutout: float = 0.0
+    cutout_probability: float = 1.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
 
     def __post_init__(self) -> None:
         require(0 < self.min_area <= 1, "augment.min_area must be in (0, 1]", self.min_area)
         require(self.aspect >= 1, "augment.aspect must be at least 1", self.aspect)
-        require(0 <= self.flip <= 1, "augment.flip must be in [0, 1]", self.flip)
-        for name in ("brightness", "contrast"):
+        scales = self.scales
+        require(len(scales) > 0, "augment.scales must name at least one scale", scales)
+        require(all(0 < s <= 1 for s in scales), "augment.scales must be in (0, 1]", scales)
+        require(self.scale_distort >= 0, "augment.scale_distort must not be negative", self.scale_distort)
+        for name in ("brightness", "contrast", "saturation"):
             require(0 <= getattr(self, name) < 1, f"augment.{name} must be in [0, 1)", getattr(self, name))
+        require(0 <= self.hue <= 0.5, "augment.hue must be in [0, 0.5]", self.hue)
+        ops, magnitude = self.randaugment_ops, self.randaugment_magnitude
+        require(0 <= ops <= 8, "augment.randaugment_ops must be between 0 and 8", ops)
+        require(0 <= magnitude <= 10, "augment.randaugment_magnitude must be between 0 and 10", magnitude)
+        for name in ("flip", "cutout", "cutout_probability", "mix_probability"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name} must be in [0, 1]", getattr(self, name))
+        for name in ("mixup", "cutmix"):
+            require(
+                0 <= getattr(self, name) <= 100, f"augment.{name} must be in [0, 100]", getattr(self, name)
+            )
 
 
 @dataclass(frozen=True, slots=True)
