@@ -268,6 +268,8 @@ def to_dict(config: object) -> dict[str, Any]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
+        elif isinstance(value, tuple):
+            value = list(value)
         out[item.name] = str(value) if isinstance(value, Path) else value
     return out
 
