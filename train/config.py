@@ -78,23 +78,53 @@ class LossConfig:
 
     Attributes:
         name: a name of `train.losses.LOSSES`.
-        gamma: focusing power of "focal".
-        gamma_pos, gamma_neg, margin: of "asl" (focusing powers, probability margin of negatives).
+        label_smoothing: s; every target t becomes t (1 - s) + s / 2, with any loss.
+        gamma: focusing power of "focal", and of the positives of "hill".
+        gamma_pos, gamma_neg, margin: of "asl" and "apl" (focusing powers, probability margin of negatives).
         max_pos_weight: upper limit of the weight of positives in "pos_weighted".
+        effective_share: of "class_balanced": share of the images at which more positives stop to count.
+        apl_first, apl_second: of "apl": change of the first two Taylor coefficients of positives.
+        hill_lambda, hill_margin: of "hill" (where negatives peak, logit margin of positives).
+        asymmetry: of "proper": how much less easy negatives weigh; 0 is BCE.
+        positive_temperature: of "two_way".
+        queue: images of earlier batches that "tail", "smooth_ap" and "top_precision" remember.
+        tail_power, tail_floor: of "tail": how much more the top weighs (0 is BCE), and the share of the images
+            from which on it is all top.
+        temperature: of "smooth_ap" and "top_precision", in logits: how soft "above" is.
+        anchor: of the same two: weight of BCE beside the ranking.
     """
 
     name: str = "bce"
+    label_smoothing: float = 0.0
     gamma: float = 2.0
     gamma_pos: float = 0.0
     gamma_neg: float = 4.0
     margin: float = 0.05
     max_pos_weight: float = 20.0
+    effective_share: float = 0.2
+    apl_first: float = -1.0
+    apl_second: float = 2.5
+    hill_lambda: float = 1.5
+    hill_margin: float = 1.0
+    asymmetry: float = 0.5
+    positive_temperature: float = 4.0
+    queue: int = 512
+    tail_power: float = 0.5
+    tail_floor: float = 0.02
+    temperature: float = 0.5
+    anchor: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "gamma_pos", "gamma_neg"):
+        for name in ("gamma", "gamma_pos", "gamma_neg", "asymmetry", "queue", "anchor"):
             require(getattr(self, name) >= 0, f"loss.{name} must not be negative", getattr(self, name))
-        require(0 <= self.margin < 1, "loss.margin must be in [0, 1)", self.margin)
+        for name in ("effective_share", "positive_temperature", "temperature"):
+            require(getattr(self, name) > 0, f"loss.{name} must be positive", getattr(self, name))
+        for name in ("label_smoothing", "margin"):
+            require(0 <= getattr(self, name) < 1, f"loss.{name} must be in [0, 1)", getattr(self, name))
         require(self.max_pos_weight >= 1, "loss.max_pos_weight must be at least 1", self.max_pos_weight)
+        require(self.hill_lambda >= 1, "loss.hill_lambda must be at least 1", self.hill_lambda)
+        require(0 <= self.tail_power <= 2, "loss.tail_power must be in [0, 2]", self.tail_power)
+        require(0 < self.tail_floor <= 1, "loss.tail_floor must be in (0, 1]", self.tail_floor)
 
 
 @dataclass(frozen=True, slots=True)

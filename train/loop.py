@@ -45,7 +45,7 @@ from train.environment import Environment, describe_data, describe_model, descri
 from train.evaluation import predict
 from train.examples import Examples, open_examples
 from train.heads import HEADS, make_model
-from train.losses import LOSSES, make_loss, masked_mean
+from train.losses import LOSSES, make_loss, reduce_terms
 from train.optimization import learning_rate_factor, parameter_groups
 from train.precision import choose_precision
 from train.revision import source_revision
@@ -163,7 +163,9 @@ class _Run:
         model = make_model(config.model, len(labels.classes), config.data.size)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        self.loss = make_loss(config.loss, torch.from_numpy(examples.positive_share()).float())
+        self.loss = make_loss(config.loss, torch.from_numpy(examples.positive_share()).float()).to(
+            accelerator.device
+        )
         self.batches = Batches(
             examples.cache.pixels,
             examples.train,
@@ -241,8 +243,9 @@ class _Run:
                     group["lr"] = peak * factor
                 with accelerator.autocast():
                     logit = self.model(pixels)
-                valid = accelerator.reduce(mask.sum(), reduction="mean")
-                loss = masked_mean(self.loss(logit, target), mask, valid)
+                terms = self.loss(logit, target, mask)
+                valid = accelerator.reduce(terms.weight.sum(), reduction="mean")
+                loss = reduce_terms(terms, valid)
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise self._diverged(number, step, batch.first)
