@@ -38,6 +38,7 @@ class ModelInfo:
         wished_precision: in (0, 1].
         precision_thresholds: C scores, the lowest with that precision on the selection part (1.0 where none has
             it), or empty where none were fitted.
+        flip: whether the logit is the mean over the image and its mirror image.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ModelInfo:
     calibration: str = "none"
     wished_precision: float = 0.9
     precision_thresholds: tuple[float, ...] = ()
+    flip: bool = False
 
     def __post_init__(self) -> None:
         for field in ("scale", "bias", "thresholds", "precision_thresholds"):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,27 +19,51 @@ CURVES = "curves.png"
 RESULT = "result.json"
 BEST = "best.pt"
 LAST = "last.pt"
-RUN_FILES = (CONFIG, HISTORY, SELECTION, ENVIRONMENT, CURVES, RESULT, BEST, LAST)
+PREVIOUS = "previous.pt"
+DIVERGED = "diverged.json"
+RUN_FILES = (CONFIG, HISTORY, SELECTION, ENVIRONMENT, CURVES, RESULT, BEST, LAST, PREVIOUS, DIVERGED)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint by an atomic rename: the previous one stays usable until the new one is complete."""
+def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:
+    """Write a checkpoint by an atomic rename: the one before it stays usable until the new one is complete.
+
+    Args:
+        path: the file.
+        state: tensors and plain values.
+        keep: what the file that `path` held becomes; None: it is replaced.
+
+    Raises:
+        OSError: it could not be written, such as on a full disk. `path` is as it was.
+    """
     partial = path.with_name(path.name + ".part")
     try:
-        torch.save(state, partial)
+        with partial.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if keep and path.is_file():
+            os.replace(path, keep)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise OSError(
-            f"checkpoint {path} could not be written ({error}); the previous one is as it was"
+            f"checkpoint {path} could not be written ({error}); the one before it is as it was"
         ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Weights and plain values only: no code in the file is run."""
+    """Read a checkpoint onto the CPU. Weights and plain values only: no code in the file is run.
+
+    Raises:
+        InputError: there is none, or it is damaged. Its checksums are compared, which torch.load does not do:
+            it gave other weights without a word for a file with one changed bit.
+    """
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the checksum of '{damaged}' does not match")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (
         RuntimeError,
@@ -54,13 +79,28 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def load_latest(out: Path) -> dict[str, Any]:
+    """The last checkpoint of a run; where it is damaged, the one before it, which is said on stderr.
+
+    Raises:
+        InputError: neither can be read.
+    """
+    try:
+        return load(out / LAST)
+    except InputError as error:
+        if not (out / PREVIOUS).is_file():
+            raise
+        print(f"note: {error}; going on from the one before it, {PREVIOUS}", file=sys.stderr, flush=True)
+        return load(out / PREVIOUS)
+
+
 def claim(out: Path, overwrite: bool, resume: bool) -> None:
     """Make `out` ready for a run: refuse to mix with what is there unless told what to do with it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if resume:
-        if LAST not in content:
+        if not content & {LAST, PREVIOUS}:
             raise InputError(f"--resume: no {LAST} in {out}; leave --resume out to start a run there")
         return
     if content and not overwrite:

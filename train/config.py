@@ -6,6 +6,7 @@ Every field can be set on the command line (`--optimizer.lr 3e-4`). Precedence: 
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -34,7 +35,12 @@ class DataConfig:
         labels: a CSV `image,<class>...` instead of a devkit (1, 0, empty = ignored).
         split: which images of the devkit to train on.
         selection: share of them held out to choose epochs, thresholds and hyper-parameters.
+        selection_seed: of that split; apart from `seed`, so that runs with other seeds are chosen on the same
+            images and their weights may be averaged.
         size: side of the square input in pixels.
+        train_size: side in pixels of the augmented training images; 0 = `size`. Training somewhat below the
+            size of use is faster and fits the scale of objects in random crops (Touvron et al. 2019,
+            arXiv:1906.06423).
         cache: folder of the decoded images, shared by all runs.
     """
 
@@ -42,12 +48,17 @@ class DataConfig:
     labels: Path | None = None
     split: str = "train"
     selection: float = 0.15
+    selection_seed: int = 0
     size: int = 224
+    train_size: int = 0
     cache: Path = Path("runs/cache")
 
     def __post_init__(self) -> None:
         require(0 < self.selection < 1, "data.selection must be between 0 and 1 exclusive", self.selection)
+        require(self.selection_seed >= 0, "data.selection_seed must not be negative", self.selection_seed)
         require(16 <= self.size <= 1024, "data.size must be between 16 and 1024 pixels", self.size)
+        rule = "data.train_size must be 0 or between 16 and 1024 pixels"
+        require(self.train_size == 0 or 16 <= self.train_size <= 1024, rule, self.train_size)
         if self.root and self.labels:
             raise InputError("data.root and data.labels are two sources of labels; give one of them")
 
@@ -60,16 +71,42 @@ class ModelConfig:
         backbone: a name of `train.backbones.BACKBONES`.
         weights: "imagenet" (torchvision's, downloaded), "none", or a path to a state dict.
         head: a name of `train.heads.HEADS`.
-        dropout: on the features before the head.
+        dropout: in the head; before its layer, or inside "ml_decoder".
+        drop_path: probability of dropping the last residual block's branch, growing linearly from 0 at the first.
+        gradient_checkpointing: compute the blocks again in the backward pass, for less memory.
+        csra_lambda: weight of the attention in "csra".
+        csra_temperature: of each of its heads; inf = the maximum.
+        ml_decoder_dim, ml_decoder_queries, ml_decoder_heads, ml_decoder_feed_forward: of "ml_decoder": width,
+            largest number of queries, heads of the attention, width inside the feed-forward layer.
+        ml_decoder_learned: train its queries too.
     """
 
     backbone: str = "mobilenet_v2"
     weights: str = "imagenet"
     head: str = "linear"
     dropout: float = 0.1
+    drop_path: float = 0.0
+    gradient_checkpointing: bool = False
+    csra_lambda: float = 0.1
+    csra_temperature: tuple[float, ...] = (1.0,)
+    ml_decoder_dim: int = 768
+    ml_decoder_queries: int = 100
+    ml_decoder_heads: int = 8
+    ml_decoder_feed_forward: int = 2048
+    ml_decoder_learned: bool = False
 
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, "model.dropout must be in [0, 1)", self.dropout)
+        require(0 <= self.drop_path < 1, "model.drop_path must be in [0, 1)", self.drop_path)
+        require(self.csra_lambda >= 0, "model.csra_lambda must not be negative", self.csra_lambda)
+        rule = "model.csra_temperature must name at least one positive temperature"
+        temperatures = self.csra_temperature
+        require(len(temperatures) > 0 and all(t > 0 for t in temperatures), rule, temperatures)
+        for name in ("dim", "queries", "heads", "feed_forward"):
+            value = getattr(self, f"ml_decoder_{name}")
+            require(value >= 1, f"model.ml_decoder_{name} must be at least 1", value)
+        rule = f"model.ml_decoder_dim must be a multiple of ml_decoder_heads ({self.ml_decoder_heads})"
+        require(self.ml_decoder_dim % self.ml_decoder_heads == 0, rule, self.ml_decoder_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,33 +171,39 @@ class OptimizerConfig:
     Attributes:
         lr: peak learning rate of the head (weight and bias).
         backbone_lr: peak learning rate of the backbone.
-        weight_decay: decoupled, on matrices and convolutions only (not on biases and norms).
+        layer_decay: factor on it for each block further from the head (0.65 to 0.9 for transformers); 1 = none.
+        weight_decay: decoupled, on matrices and convolutions only (not on biases, norms and embeddings).
         clip: largest norm of the gradient; 0 = no limit.
     """
 
     lr: float = 1e-3
     backbone_lr: float = 2e-4
+    layer_decay: float = 1.0
     weight_decay: float = 0.02
     clip: float = 5.0
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr must be positive", self.lr)
         require(self.backbone_lr >= 0, "optimizer.backbone_lr must not be negative", self.backbone_lr)
+        require(0 < self.layer_decay <= 1, "optimizer.layer_decay must be in (0, 1]", self.layer_decay)
         require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative", self.weight_decay)
         require(self.clip >= 0, "optimizer.clip must not be negative", self.clip)
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """How long, and how the learning rate goes: linear warm-up, then a cosine to zero.
+    """How long, and how the learning rate goes (`train.schedule` has the formulas).
 
     Attributes:
         epochs: passes over the training part.
+        shape: "cosine": linear warm-up, then a cosine to zero; "one_cycle": cosine up, cosine down, and the
+            momentum the other way (use a warmup of about 0.3).
         warmup: share of all steps spent warming up.
         patience: stop after this many epochs without a better selection mAP; 0 = never.
     """
 
     epochs: int = 6
+    shape: Literal["cosine", "one_cycle"] = "cosine"
     warmup: float = 0.1
     patience: int = 0
 
@@ -257,9 +300,17 @@ class TrainConfig:
         resume: go on with the run that is in `out`.
         batch_size: images a step over all processes together, so that the number of processes changes
             neither the learning rate nor the result.
+        accumulate: parts that each process computes a step in, one after the other, to save memory; the
+            gradient is that of the whole batch (batch-norm statistics are each part's own).
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 = none.
+        flip_test: evaluate, and later serve, the mean of the logits of an image and its mirror image: at twice
+            the cost.
         precision: of the forward and backward pass; "auto": bfloat16 where the device is fast at it.
         channels_last: memory layout of the convolutions.
+        compile: torch.compile the model: minutes to start, then faster on GPUs.
+        sync_norms: batch-norm statistics over all processes together, so that their number does not change
+            the result.
+        checkpoint_minutes: save also within an epoch, this often; 0 = after every epoch only.
         threads: of each process on a CPU; 0 = its share of the cores (`accelerate launch` alone would leave
             it with one).
         seed: of the split, the initial weights, the order and the augmentation.
@@ -276,14 +327,22 @@ class TrainConfig:
     overwrite: bool = False
     resume: bool = False
     batch_size: int = 32
+    accumulate: int = 1
     ema: float = 0.99
+    flip_test: bool = False
     precision: Precision = "auto"
     channels_last: bool = True
+    compile: bool = False
+    sync_norms: bool = True
+    checkpoint_minutes: float = 5.0
     threads: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        require(self.accumulate >= 1, "accumulate must be at least 1", self.accumulate)
+        rule = "checkpoint_minutes must not be negative"
+        require(self.checkpoint_minutes >= 0, rule, self.checkpoint_minutes)
         require(self.threads >= 0, "threads must not be negative", self.threads)
         require(0 <= self.ema < 1, "ema must be in [0, 1)", self.ema)
         require(0 <= self.seed < 2**31, "seed must be between 0 and 2^31 - 1", self.seed)
@@ -298,10 +357,15 @@ def to_dict(config: object) -> dict[str, Any]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             value = to_dict(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        out[item.name] = str(value) if isinstance(value, Path) else value
+        out[item.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back; infinity, which JSON lacks, as text."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) or value == math.inf else value
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -355,7 +419,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return tuple(_convert(item, kind, where) for item, kind in zip(value, of, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and type(value) is int:
+    if hint is float and (type(value) is int or value == "inf"):
         return float(value)
     if type(value) is not hint:
         raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")

@@ -40,7 +40,8 @@ def banner(
         f"model      {config.model.backbone}, weights {config.model.weights}, {config.data.size} px",
         f"loss       {config.loss.name}",
         f"device     {device.type} ({name}), {accelerator.num_processes} process(es), "
-        f"{config.batch_size} images a step over all of them",
+        f"{config.batch_size} images a step over all of them: {config.batch_size // accelerator.num_processes} each "
+        "(the learning rates are for the whole, whatever the number of processes)",
         f"precision  {precision}: {reason}",
         f"out        {config.out}",
     )

@@ -17,10 +17,17 @@ def predict(
     index: npt.NDArray[np.int64],
     device: torch.device,
     batch_size: int = EVALUATION_BATCH,
+    flip: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """Logits float32[n, C] of the rows `index` of `pixels` uint8[*, S, S, 3], in the model's present mode."""
+    """Logits float32[n, C] of the rows `index` of `pixels` uint8[*, S, S, 3], in the model's present mode.
+
+    With `flip`, each is the mean of the logits of the image and of its mirror image.
+    """
     parts: list[Tensor] = []
     for start in range(0, len(index), batch_size):
-        rows = torch.from_numpy(pixels[index[start : start + batch_size]])
-        parts.append(model(augment.to_float(rows.to(device))).float().cpu())
+        images = augment.to_float(torch.from_numpy(pixels[index[start : start + batch_size]]).to(device))
+        logit = model(images).float()
+        if flip:
+            logit = (logit + model(images.flip(3)).float()) / 2
+        parts.append(logit.cpu())
     return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)

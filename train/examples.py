@@ -51,8 +51,8 @@ def _read_devkit(config: DataConfig) -> LabelSet:
     return read_voc(config.root or default_devkit(), config.split)
 
 
-def open_examples(config: DataConfig, seed: int) -> Examples:
+def open_examples(config: DataConfig) -> Examples:
     """Read the labels, hold out the selection part, and decode the images into the cache (or find them there)."""
     labels = read_labels(config)
-    train, selection = stratified_split(labels.target, labels.mask, config.selection, seed)
+    train, selection = stratified_split(labels.target, labels.mask, config.selection, config.selection_seed)
     return Examples(labels, open_cache(labels, config.size, config.cache), train, selection)

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,28 +29,27 @@ from data.errors import InputError, unknown
 from data.image import fingerprint
 from data.progress import ProgressBar
 from eval.metrics import average_precision, mean_average_precision
-from train import augment, checkpoint
+from train import checkpoint
 from train.backbones import BACKBONES
 from train.batches import Batches
-from train.config import (
-    TrainConfig,
-    flatten,
-    to_dict,
-    write_config,
-)
+from train.config import TrainConfig, flatten, to_dict, write_config
 from train.curves import draw_curves
 from train.display import banner, epoch_line, run_name
-from train.ema import ExponentialMovingAverage
+from train.divergence import Diverged, LossWatch
 from train.environment import Environment, describe_data, describe_model, describe_session
 from train.evaluation import predict
 from train.examples import Examples, open_examples
-from train.heads import HEADS, make_model
-from train.losses import LOSSES, make_loss, reduce_terms
-from train.optimization import learning_rate_factor, parameter_groups
+from train.heads import HEADS
+from train.interrupt import Interrupts, leave
+from train.losses import LOSSES
 from train.precision import choose_precision
 from train.revision import source_revision
-from train.run_folder import check_same, write_history, write_selection
+from train.run_folder import check_same, write_diverged, write_history, write_selection
+from train.step import Stepped, Stepper
 from train.tracking import MlflowTracker, NoTracker, Tracker
+
+# Steps between two questions of several GPUs whether any was told to stop: each makes the CPU wait for them.
+_GPU_ASKS_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +82,6 @@ class Result:
     run_id: str
 
 
-class Diverged(InputError):
-    """The loss is no longer a finite number."""
-
-
 def fit(
     config: TrainConfig,
     report: Callable[[Epoch], None] = lambda epoch: None,
@@ -95,14 +90,16 @@ def fit(
     """Train one configuration, on this process or together with the others that Accelerate started.
 
     Args:
-        config: what to do. `config.out` must be set; the same folder with `resume` goes on after the last
-            finished epoch.
+        config: what to do. `config.out` must be set; the same folder with `resume` goes on where the last
+            checkpoint was written, in the middle of an epoch too, and ends with the weights of a run that
+            was never interrupted.
         report: called by the main process after each epoch; what it raises stops the run, which can be
             resumed.
         tags: for the MLflow run, such as its parent.
 
     Raises:
-        InputError: bad configuration or data; `Diverged` where the loss is not finite.
+        InputError: bad configuration or data; `Diverged` where the loss is not finite or explodes.
+        KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the step in progress was saved.
     """
     if config.out is None:
         raise InputError("out must be set: the folder that owns what the run writes")
@@ -114,7 +111,7 @@ def fit(
     if accelerator.is_main_process:
         checkpoint.claim(config.out, config.overwrite, config.resume)
     accelerator.wait_for_everyone()
-    examples = open_examples(config.data, config.seed)
+    examples = open_examples(config.data)
     run = _Run(config, config.out, accelerator, examples, dict(tags or {}))
     if accelerator.is_main_process:
         banner(config, accelerator, examples, precision, reason)
@@ -138,6 +135,25 @@ def _share_of_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+class _Progress:
+    """Where a run stands between two steps; all of it goes into a checkpoint.
+
+    Attributes:
+        history: the metrics of the finished epochs.
+        step: steps done of the epoch in progress.
+        total: float64[2], over these steps: the sum of loss * weight, and of weight.
+        seconds: of training in the epoch in progress.
+        best_epoch, best_map: so far.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.total = torch.zeros(2, dtype=torch.float64)
+        self.seconds = 0.0
+        self.best_epoch, self.best_map = 0, -math.inf
+
+
 class _Run:
     """The state of one run in one process; the file of its environment exists in the main process alone."""
 
@@ -151,21 +167,9 @@ class _Run:
         examples: Examples,
         tags: dict[str, str],
     ) -> None:
-        self.config, self.out, self.accelerator, self.examples, self.tags = (
-            config,
-            out,
-            accelerator,
-            examples,
-            tags,
-        )
+        self.config, self.out, self.accelerator = config, out, accelerator
+        self.examples, self.tags = examples, tags
         labels = examples.labels
-        torch.manual_seed(config.seed)
-        model = make_model(config.model, len(labels.classes), config.data.size)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.loss = make_loss(config.loss, torch.from_numpy(examples.positive_share()).float()).to(
-            accelerator.device
-        )
         self.batches = Batches(
             examples.cache.pixels,
             examples.train,
@@ -173,112 +177,161 @@ class _Run:
             labels.mask,
             config.batch_size,
             config.seed,
+            config.augment,
             accelerator.process_index,
             accelerator.num_processes,
+            pin=accelerator.device.type == "cuda",
         )
-        model.to(accelerator.device)
-        self.ema = ExponentialMovingAverage(model, config.ema)
-        self.peak_lr, groups = parameter_groups(model, config.optimizer)
-        optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.history: list[dict[str, float]] = []
-        self.best_epoch, self.best_map = 0, -math.inf
-        self.run_id = ""
+        self.stepper = Stepper(
+            config,
+            len(labels.classes),
+            torch.from_numpy(examples.positive_share()).float(),
+            accelerator,
+            self.batches.steps,
+            self.batches.batch_size,
+        )
+        self.progress, self.watch, self.run_id = _Progress(), LossWatch(), ""
+        self.saved_at = time.monotonic()
         if config.resume:
             self._restore()
 
     def train(self, report: Callable[[Epoch], None]) -> Result:
         """Run the epochs that are left, record them, and say where it ended."""
-        config, main = self.config, self.accelerator.is_main_process
+        config, main, progress = self.config, self.accelerator.is_main_process, self.progress
         if main:
             write_config(self.out / checkpoint.CONFIG, config)
             write_selection(self.out / checkpoint.SELECTION, self.examples)
             self.environment = Environment(
                 self.out / checkpoint.ENVIRONMENT,
                 describe_data(self.examples, config.data.size),
-                describe_model(config, self.ema.model),
+                describe_model(config, self.stepper.ema.model),
                 describe_session(config, self.accelerator),
             )
-        with self._tracked() as tracker:
+        with self._tracked() as tracker, Interrupts().watched() as interrupts:
             self.run_id = tracker.run_id
-            for number in range(len(self.history) + 1, config.schedule.epochs + 1):
-                metrics = self._epoch(number)
-                best = metrics["val/map"] > self.best_map
+            for number in range(len(progress.history) + 1, config.schedule.epochs + 1):
+                metrics = self._epoch(number, interrupts)
+                best = metrics["val/map"] > progress.best_map
                 if best:
-                    self.best_epoch, self.best_map = number, metrics["val/map"]
-                self.history.append(metrics)
+                    progress.best_epoch, progress.best_map = number, metrics["val/map"]
+                progress.history.append(metrics)
+                progress.step, progress.seconds = 0, 0.0
+                progress.total.zero_()
+                if main and best:
+                    weights = {"model": self.stepper.ema.model.state_dict()}
+                    checkpoint.save(self.out / checkpoint.BEST, weights | self._about())
+                self._save()
                 if main:
-                    self._save(best)
                     tracker.epoch(number, metrics)
-                    print(
-                        epoch_line(number, config.schedule.epochs, metrics, best),
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    line = epoch_line(number, config.schedule.epochs, metrics, best)
+                    print(line, file=sys.stderr, flush=True)
                     report(Epoch(number, metrics, best))
                 self.accelerator.wait_for_everyone()
-                if config.schedule.patience and number - self.best_epoch >= config.schedule.patience:
+                if config.schedule.patience and number - progress.best_epoch >= config.schedule.patience:
                     break
+                if number < config.schedule.epochs and (received := self._agree(interrupts.received)):
+                    self._leave(received)
             return self._result()
 
-    def _epoch(self, number: int) -> dict[str, float]:
-        """Train one epoch (counted from 1) and evaluate it on the selection part."""
-        config, accelerator, device = self.config, self.accelerator, self.accelerator.device
-        start = time.monotonic()
-        total = torch.zeros(2, dtype=torch.float64)  # sum of the loss, number of valid pairs
-        self.model.train()
-        steps = self.batches.steps
-        progress = ProgressBar(f"epoch {number}/{config.schedule.epochs}", steps * self.batches.batch_size)
-        with progress if accelerator.is_main_process else _nothing():
-            for i, batch in enumerate(self.batches.epoch(number)):
-                step = (number - 1) * steps + i
-                # Dropout's numbers depend on the seed and the step alone, as the order and augmentation do.
-                torch.manual_seed(config.seed * 1_000_003 + step * 101 + accelerator.process_index)
-                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-                draws = augment.draw(config.augment, self.batches.batch_size, generator)
-                pixels = augment.apply(batch.pixels.to(device), draws.rows(batch.first, batch.last))
-                target, mask = batch.target.to(device), batch.mask.to(device)
-                factor = learning_rate_factor(config.schedule, step, steps)
-                for group, peak in zip(self.optimizer.param_groups, self.peak_lr, strict=True):
-                    group["lr"] = peak * factor
-                with accelerator.autocast():
-                    logit = self.model(pixels)
-                terms = self.loss(logit, target, mask)
-                valid = accelerator.reduce(terms.weight.sum(), reduction="mean")
-                loss = reduce_terms(terms, valid)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise self._diverged(number, step, batch.first)
-                self.optimizer.zero_grad()
-                accelerator.backward(loss)
-                if config.optimizer.clip:
-                    accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
-                self.optimizer.step()
-                self.ema.update(accelerator.unwrap_model(self.model), step + 1)
-                total += torch.tensor([value * float(valid), float(valid)], dtype=torch.float64)
-                progress.advance(self.batches.batch_size, f"loss {value:.4f}")
-        seconds = time.monotonic() - start
-        total = accelerator.reduce(total.to(device, torch.float32), reduction="sum").cpu()
+    def _epoch(self, number: int, interrupts: Interrupts) -> dict[str, float]:
+        """Train one epoch (counted from 1), or what is left of it, and evaluate it on the selection part."""
+        config, accelerator, progress = self.config, self.accelerator, self.progress
+        steps, size = self.batches.steps, self.batches.batch_size
+        seconds_before, start = progress.seconds, time.monotonic()
+        self.stepper.model.train()
+        bar = ProgressBar(f"epoch {number}/{config.schedule.epochs}", steps * size)
+        waiting: tuple[int, Stepped] | None = None
+        with bar if accelerator.is_main_process else _nothing():
+            bar.advance(progress.step * size)
+            for batch in self.batches.epoch(number, progress.step):
+                stepped = self.stepper.step(batch, (number - 1) * steps + batch.step)
+                if waiting:
+                    self._take(number, *waiting, bar)
+                waiting = (batch.step, stepped)
+                if accelerator.device.type == "cpu":  # a GPU would be waited for: there, one step later
+                    self._take(number, *waiting, bar)
+                    waiting = None
+                received, due = self._asked(batch.step, interrupts)
+                if (received or due) and batch.step + 1 < steps:
+                    if waiting:
+                        self._take(number, *waiting, bar)
+                        waiting = None
+                    progress.seconds = seconds_before + time.monotonic() - start
+                    self._save()
+                    if received:
+                        self._leave(received)
+            if waiting:
+                self._take(number, *waiting, bar)
+        seconds = seconds_before + time.monotonic() - start
         ap = self._evaluate()
         mean, _ = mean_average_precision(ap)
-        images = steps * self.batches.batch_size
         metrics = {
-            "train/loss": float(total[0] / total[1]),
+            "train/loss": float(progress.total[0] / progress.total[1]),
             "val/map": mean,
-            "lr": self.optimizer.param_groups[-1]["lr"],
+            "lr": self.stepper.lr,
             "time/seconds": seconds,
-            "time/images_per_second": images / seconds,
+            "time/images_per_second": steps * size / seconds,
         }
         classes = self.examples.labels.classes
         return metrics | {f"val/ap/{name}": float(value) for name, value in zip(classes, ap, strict=True)}
+
+    def _take(self, epoch: int, step: int, stepped: Stepped, bar: ProgressBar) -> None:
+        """Add a step to the account; its loss is looked at here, so that a GPU may already work on the next."""
+        loss, weight = float(stepped.loss), float(stepped.weight)
+        whole = (epoch - 1) * self.batches.steps + step
+        try:
+            self.watch.see(loss, whole, lambda: self._image_ids(epoch, step))
+        except Diverged as error:
+            if self.accelerator.is_main_process:
+                write_diverged(self.out / checkpoint.DIVERGED, epoch, error)
+            raise
+        self.progress.total += torch.tensor([loss * weight, weight], dtype=torch.float64)
+        self.progress.step = step + 1
+        bar.advance(self.batches.batch_size, f"loss {loss:.4f}")
+
+    def _image_ids(self, epoch: int, step: int) -> Sequence[str]:
+        return [self.examples.labels.image_ids[row] for row in self.batches.images(epoch, step)]
+
+    def _asked(self, step: int, interrupts: Interrupts) -> tuple[int, bool]:
+        """The signal that any process received (0 = none), and whether a checkpoint is due; alike in all."""
+        minutes = self.config.checkpoint_minutes
+        due = minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+        if self.accelerator.num_processes == 1:
+            return interrupts.received, due
+        if self.accelerator.device.type == "cuda" and (step + 1) % _GPU_ASKS_EVERY:
+            return 0, False
+        # The main process alone decides when a checkpoint is due: their clocks differ.
+        due = due and self.accelerator.is_main_process
+        both = torch.tensor([float(interrupts.received), float(due)], device=self.accelerator.device)
+        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
+        return int(both[0]), bool(both[1])
+
+    def _agree(self, received: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return received
+        largest = torch.tensor(float(received), device=self.accelerator.device)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+        return int(largest)
+
+    def _leave(self, received: int) -> None:
+        """End the run here; it was saved."""
+        if self.accelerator.is_main_process:
+            done, step = len(self.progress.history), self.progress.step
+            print(
+                f"stopped after epoch {done} and {step} steps; go on with --resume --out {self.out}",
+                file=sys.stderr,
+                flush=True,
+            )
+        leave(received)
 
     def _evaluate(self) -> npt.NDArray[np.float64]:
         """float64[C]: AP (VOC 2010) of the averaged weights on the selection part, the same in every process."""
         labels, index = self.examples.labels, self.examples.selection
         accelerator = self.accelerator
         mine = index[accelerator.process_index :: accelerator.num_processes]
+        pixels, model = self.examples.cache.pixels, self.stepper.ema.model
         with accelerator.autocast():
-            logit = predict(self.ema.model, self.examples.cache.pixels, mine, accelerator.device)
+            logit = predict(model, pixels, mine, accelerator.device, flip=self.config.flip_test)
         # By image, so that no process's share is counted twice where the shares differ in length.
         parts = gather_object([(mine, logit)])
         all_logits = np.empty((len(labels), len(labels.classes)), dtype=np.float32)
@@ -287,32 +340,25 @@ class _Run:
         ids = [labels.image_ids[i] for i in index]
         return average_precision(all_logits[index], labels.target[index], labels.mask[index], ids)
 
-    def _diverged(self, epoch: int, step: int, first: int) -> Diverged:
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.examples.train)
-        row = order[(step % self.batches.steps) * self.batches.batch_size + first]
-        return Diverged(
-            f"the loss is not finite at step {step} (epoch {epoch}, batch from image "
-            f"'{self.examples.labels.image_ids[row]}'); lower --optimizer.lr and --optimizer.backbone-lr, or use "
-            f"--precision float32"
-        )
-
-    def _save(self, best: bool) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        if best:
-            checkpoint.save(
-                self.out / checkpoint.BEST, {"model": self.ema.model.state_dict()} | self._about()
-            )
-        state = {
-            "model": model.state_dict(),
-            "ema": self.ema.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "best_epoch": self.best_epoch,
-            "best_map": self.best_map,
+    def _save(self) -> None:
+        """Write the checkpoint, the history and the environment (main process only)."""
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        progress = self.progress
+        state = self.stepper.state() | {
+            "history": progress.history,
+            "step": progress.step,
+            "total": progress.total,
+            "seconds": progress.seconds,
+            "best_epoch": progress.best_epoch,
+            "best_map": progress.best_map,
+            "watch": self.watch.state(),
             "run_id": self.run_id,
         }
-        checkpoint.save(self.out / checkpoint.LAST, state)
-        write_history(self.out / checkpoint.HISTORY, self.history)
+        checkpoint.save(self.out / checkpoint.LAST, state, keep=self.out / checkpoint.PREVIOUS)
+        if progress.history:
+            write_history(self.out / checkpoint.HISTORY, progress.history)
         self.environment.write("RUNNING", self.run_id)
 
     def _about(self) -> dict[str, Any]:
@@ -323,19 +369,19 @@ class _Run:
             "data_fingerprint": self.examples.labels.fingerprint(),
             "source_revision": source_revision(),
             "run_id": self.run_id,
-            "epoch": self.best_epoch,
-            "map": self.best_map,
+            "epoch": self.progress.best_epoch,
+            "map": self.progress.best_map,
         }
 
     def _restore(self) -> None:
-        path = self.out / checkpoint.LAST
-        state = checkpoint.load(path)
+        state = checkpoint.load_latest(self.out)
         check_same(self.out / checkpoint.CONFIG, self.config)
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
-        self.best_epoch, self.best_map = state["best_epoch"], state["best_map"]
+        self.stepper.restore(state)
+        progress = self.progress
+        progress.history, progress.step = state["history"], state["step"]
+        progress.total, progress.seconds = state["total"], state["seconds"]
+        progress.best_epoch, progress.best_map = state["best_epoch"], state["best_map"]
+        self.watch.restore(state["watch"])
         self.run_id = state["run_id"]
 
     @contextmanager
@@ -358,7 +404,13 @@ class _Run:
                 {"source_revision": source_revision(), **self.tags},
                 self.run_id,
             )
-        recorded = (checkpoint.CONFIG, checkpoint.HISTORY, checkpoint.SELECTION, checkpoint.ENVIRONMENT)
+        recorded = (
+            checkpoint.CONFIG,
+            checkpoint.HISTORY,
+            checkpoint.SELECTION,
+            checkpoint.ENVIRONMENT,
+            checkpoint.DIVERGED,
+        )
         files = [self.out / name for name in recorded]
         status = "FAILED"
         try:
@@ -370,21 +422,22 @@ class _Run:
         finally:
             if self.accelerator.is_main_process:
                 self.environment.write(status, self.run_id)
-                if self.history:
-                    draw_curves(self.out / checkpoint.CURVES, self.history)
+                if self.progress.history:
+                    draw_curves(self.out / checkpoint.CURVES, self.progress.history)
                     files.append(self.out / checkpoint.CURVES)
-                    tracker.finish(status, {"best/map": self.best_map, "best/epoch": self.best_epoch}, files)
+                    best = {"best/map": self.progress.best_map, "best/epoch": self.progress.best_epoch}
+                    tracker.finish(status, best, files)
                 else:
                     tracker.finish(status, {}, files)
 
     def _result(self) -> Result:
-        seconds = sum(epoch["time/seconds"] for epoch in self.history)
-        images = len(self.history) * self.batches.steps * self.batches.batch_size
+        seconds = sum(epoch["time/seconds"] for epoch in self.progress.history)
+        images = len(self.progress.history) * self.batches.steps * self.batches.batch_size
         result = Result(
             self.out,
-            self.best_epoch,
-            self.best_map,
-            len(self.history),
+            self.progress.best_epoch,
+            self.progress.best_map,
+            len(self.progress.history),
             seconds,
             images / seconds,
             self.run_id,

@@ -44,19 +44,28 @@ class Parity:
 
 
 class ServedModel(nn.Module):
-    """The graph that is exported: uint8[N, S, S, 3] -> logit float32[N, C], score float32[N, C]."""
+    """The graph that is exported: uint8[N, S, S, 3] -> logit float32[N, C], score float32[N, C].
+
+    With `flip`, the logit is the mean over the image and its mirror image: whoever serves the file gets
+    test-time augmentation without knowing of it, and calibration, thresholds and parity are those of it.
+    """
 
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, classifier: nn.Module, scale: tuple[float, ...], bias: tuple[float, ...]) -> None:
+    def __init__(
+        self, classifier: nn.Module, scale: tuple[float, ...], bias: tuple[float, ...], flip: bool = False
+    ) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier, self.flip = classifier, flip
         self.register_buffer("scale", torch.tensor(scale))
         self.register_buffer("bias", torch.tensor(bias))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logit = self.classifier(augment.to_float(image))
+        pixels = augment.to_float(image)
+        logit = self.classifier(pixels)
+        if self.flip:
+            logit = (logit + self.classifier(pixels.flip(3))) / 2
         return logit, torch.sigmoid(logit * self.scale + self.bias)
 
 
@@ -74,7 +83,7 @@ def export_onnx(classifier: nn.Module, info: ModelInfo, images: npt.NDArray[np.u
     """
     import onnx
 
-    model = ServedModel(classifier.cpu().float().eval(), info.scale, info.bias)
+    model = ServedModel(classifier.cpu().float().eval(), info.scale, info.bias, info.flip)
     # Tracing must see a contiguous model: channels-last weights would be exported with transposes.
     model = model.to(memory_format=torch.contiguous_format)
     example = torch.from_numpy(images[:2].copy())

@@ -90,9 +90,9 @@ def export_run(
             f"{folder} was trained with preprocessing {state['preprocessing']}, but this installation gives "
             f"{fingerprint(size)}: its pixels differ. Export with the versions it was trained with, or train again"
         )
-    examples = open_examples(config.data, config.seed)
+    examples = open_examples(config.data)
     labels, index = examples.labels, examples.selection
-    logit = selection_logits(model, examples)
+    logit = selection_logits(model, examples, config.flip_test)
     fit = fit_on_selection(logit, labels.target[index], labels.mask[index], calibration, wished_precision)
     info = ModelInfo(
         name=f"{run_name(config)} {size} px",
@@ -109,6 +109,7 @@ def export_run(
         calibration=fit.calibration.kind,
         wished_precision=wished_precision,
         precision_thresholds=tuple(fit.precision_thresholds.tolist()),
+        flip=config.flip_test,
     )
     # The selection part first: images that the weights were not fitted to; the rest where it is too small.
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]

@@ -48,10 +48,13 @@ class SelectionFit:
     ece_after: float
 
 
-def selection_logits(model: nn.Module, examples: Examples) -> npt.NDArray[np.float32]:
-    """float32[n, C]: the logits of the selection part, on the GPU where there is one."""
+def selection_logits(model: nn.Module, examples: Examples, flip: bool = False) -> npt.NDArray[np.float32]:
+    """float32[n, C]: the logits of the selection part, on the GPU where there is one.
+
+    With `flip`, the mean over each image and its mirror image, as the model file will compute it.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return predict(model.eval().to(device), examples.cache.pixels, examples.selection, device)
+    return predict(model.eval().to(device), examples.cache.pixels, examples.selection, device, flip=flip)
 
 
 def fit_on_selection(

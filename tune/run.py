@@ -60,7 +60,7 @@ def search(config: SearchConfig) -> Outcome:
     out = config.out.absolute()
     config, run_id = _settle(config, out)
     check_space(config)
-    examples = open_examples(config.data, config.seed)  # once here, so that no trial decodes an image
+    examples = open_examples(config.data)  # once here, so that no trial decodes an image
     total = _trials(config)
     print(
         f"search     {total} trials over {len(config.space.backbone)} backbones and {len(config.space.loss)} losses "

@@ -1,19 +1,30 @@
 import numpy as np
 import pytest
+import torch
 
 from data.errors import InputError
 from train.batches import Batches
+from train.config import AugmentConfig
 
 
-def make(count: int, batch_size: int, rank: int = 0, world: int = 1, seed: int = 3) -> Batches:
+def make(
+    count: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 3,
+    change: AugmentConfig | None = None,
+) -> Batches:
     pixels = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
     target = (np.arange(count)[:, None] == np.arange(count)[None, :]).astype(np.uint8)  # row i marks image i
     index = np.arange(0, count, dtype=np.int64)
-    return Batches(pixels, index, target, 1 - target, batch_size, seed, rank, world)
+    return Batches(
+        pixels, index, target, 1 - target, batch_size, seed, change or AugmentConfig(), rank, world
+    )
 
 
-def images(batches: Batches, epoch: int) -> list[list[int]]:
-    return [batch.target.argmax(1).tolist() for batch in batches.epoch(epoch)]
+def images(batches: Batches, epoch: int, start: int = 0) -> list[list[int]]:
+    return [batch.rows.target.argmax(1).tolist() for batch in batches.epoch(epoch, start)]
 
 
 def test_epoch__every_image_at_most_once_in_a_new_order_each_time() -> None:
@@ -37,9 +48,43 @@ def test_epoch__shares_of_processes_make_the_global_batch(world: int) -> None:
 def test_epoch__target_and_mask_belong_to_the_pixels() -> None:
     batches = make(23, 5)
     for batch in batches.epoch(4):
-        for row, image in enumerate(batch.target.argmax(1).tolist()):
-            assert batch.pixels[row].numpy().tobytes() == batches.pixels[image].tobytes()
-            assert batch.mask[row, image] == 0
+        for row, image in enumerate(batch.rows.target.argmax(1).tolist()):
+            assert batch.rows.pixels[row].numpy().tobytes() == batches.pixels[image].tobytes()
+            assert batch.rows.mask[row, image] == 0
+        assert batch.partners is None
+
+
+def test_epoch__started_in_the_middle_gives_the_rest_with_the_same_changes() -> None:
+    batches = make(40, 8)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, 3))
+    assert [batch.step for batch in rest] == [3, 4]
+    for one, two in zip(whole[3:], rest, strict=True):
+        assert torch.equal(one.rows.pixels, two.rows.pixels)
+        assert torch.equal(one.rows.draws.affine, two.rows.draws.affine)
+    assert [batches.images(2, 4).tolist()] == images(batches, 2, 4)
+
+
+def test_epoch__changes_differ_from_step_to_step_and_epoch_to_epoch() -> None:
+    batches = make(16, 8)
+    (a, b), (c, _) = list(batches.epoch(1)), list(batches.epoch(2))
+    assert not torch.equal(a.rows.draws.affine, b.rows.draws.affine)
+    assert not torch.equal(a.rows.draws.affine, c.rows.draws.affine)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_epoch__partners_are_the_same_images_on_any_number_of_processes(world: int) -> None:
+    change = AugmentConfig(mixup=0.8, mix_probability=1.0)
+    found = []
+    for rank in range(world):
+        for batch in make(8, 8, rank, world, change=change).epoch(1):
+            assert batch.partners is not None
+            found += batch.partners.target.argmax(1).tolist()
+            # Its own changes too: the partner is the image as it would be shown by itself.
+            assert len(batch.partners.draws.affine) == len(batch.partners.pixels)
+    (whole,) = make(8, 8, change=change).epoch(1)
+    assert whole.partners is not None
+    assert found == whole.partners.target.argmax(1).tolist()
+    assert sorted(found) == list(range(8))
 
 
 def test_epoch__fewer_images_than_a_batch_are_one_batch() -> None:

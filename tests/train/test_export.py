@@ -39,7 +39,7 @@ def images(count: int = 40, size: int = 32) -> np.ndarray:
 def varied(backbone: str, size: int) -> nn.Module:
     """A model whose outputs vary over images, as a trained one's do."""
     torch.manual_seed(0)
-    model = make_model(ModelConfig(backbone=backbone, weights="none"), 3, size)
+    model = make_model(ModelConfig(backbone=backbone, weights="none", dropout=0), 3, size)
     nn.init.normal_(model.head.linear.weight, std=0.05)
     with torch.no_grad():
         # Batch-norm statistics of its inputs, without which a deep untrained network gives constants.
