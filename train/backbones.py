@@ -5,7 +5,7 @@ image, as torchvision's own classifier of that architecture sees it.
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from train.gradient_checkpointing import run
 
 
 class Features(NamedTuple):
@@ -29,109 +30,153 @@ class Backbone(nn.Module):
 
     Attributes:
         dim: D, the length of the pooled vector.
+        map_dim: D_map, the channels of the map.
+        blocks: the layers of the trunk that repeat, in order: what drop path, layer-wise decay and gradient
+            checkpointing count. What comes before the first of them is the stem.
+        checkpointing: compute the blocks again in the backward pass instead of keeping their inside.
     """
 
-    def __init__(self, trunk: nn.Module, pool: nn.Module, dim: int) -> None:
+    def __init__(
+        self, trunk: nn.Module, pool: nn.Module, dim: int, map_dim: int, blocks: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
-        self.trunk, self.pool, self.dim = trunk, pool, dim
+        self.trunk, self.pool, self.dim, self.map_dim = trunk, pool, dim, map_dim
+        self.blocks = list(blocks)  # a plain list: the modules are registered in the trunk
+        self.checkpointing = False
 
     def forward(self, x: Tensor) -> Features:
-        feature_map = self.trunk(x)
+        feature_map = run(self.trunk, x, self.blocks if self.checkpointing and self.training else [])
         return Features(feature_map, self.pool(feature_map))
 
+    def pool_map(self) -> None:
+        """Leave out the layers between the map and the classifier, for a head that takes the map alone.
 
-class VisionTransformerBackbone(nn.Module):
-    """torchvision's ViT: the patch tokens as the map, the class token as the pooled vector."""
+        The pooled vector is then the map's mean; ConvNeXt's norm is applied at each place of the map instead
+        of to the mean. Parameters that no loss reaches would make distributed training wait for their gradient.
+        """
+        norms = [layer for layer in self.pool.children() if isinstance(layer, nn.LayerNorm)]
+        if norms:
+            self.trunk = nn.Sequential(self.trunk, *norms)
+        self.pool, self.dim = _global_average(), self.map_dim
+
+
+class VisionTransformerBackbone(Backbone):
+    """torchvision's ViT: the patch tokens as the map, the class token as the pooled vector, both normalised."""
 
     def __init__(self, vit: Any) -> None:
-        super().__init__()
-        self.vit, self.dim = vit, int(vit.hidden_dim)
+        dim = int(vit.hidden_dim)
+        super().__init__(vit, nn.Identity(), dim, dim, list(vit.encoder.layers))
 
     def forward(self, x: Tensor) -> Features:
-        side = x.shape[-1] // self.vit.patch_size
-        tokens = self.vit._process_input(x)
-        tokens = torch.cat([self.vit.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        tokens = self.vit.encoder(tokens)
+        vit: Any = self.trunk
+        encoder, side = vit.encoder, x.shape[-1] // vit.patch_size
+        tokens = vit._process_input(x)
+        tokens = torch.cat([vit.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = encoder.dropout(tokens + encoder.pos_embedding)
+        tokens = run(encoder.layers, tokens, self.blocks if self.checkpointing and self.training else [])
+        tokens = encoder.ln(tokens)
         feature_map = tokens[:, 1:].transpose(1, 2).reshape(-1, self.dim, side, side)
         return Features(feature_map, tokens[:, 0])
+
+    def pool_map(self) -> None:
+        """The class token has no parameters of its own after the map: nothing to leave out."""
 
 
 def _global_average() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _resnet(model: Any) -> nn.Module:
+def _resnet(model: Any) -> Backbone:
     names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
     trunk = nn.Sequential(*(getattr(model, name) for name in names))
-    return Backbone(trunk, _global_average(), model.fc.in_features)
+    layers = (model.layer1, model.layer2, model.layer3, model.layer4)
+    blocks = [block for layer in layers for block in layer]
+    dim = model.fc.in_features
+    return Backbone(trunk, _global_average(), dim, dim, blocks)
 
 
-def _mobilenet_v2(model: Any) -> nn.Module:
-    return Backbone(model.features, _global_average(), model.last_channel)
+def _mobilenet_v2(model: Any) -> Backbone:
+    dim, blocks = model.last_channel, list(model.features[1:-1])
+    return Backbone(model.features, _global_average(), dim, dim, blocks)
 
 
-def _mobilenet_v3(model: Any) -> nn.Module:
+def _mobilenet_v3(model: Any) -> Backbone:
     # The first layer of its classifier is pre-trained too (960 -> 1280, hardswish): keep it.
+    first = model.classifier[0]
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *model.classifier[:2])
-    return Backbone(model.features, pool, model.classifier[0].out_features)
+    blocks = list(model.features[1:-1])
+    return Backbone(model.features, pool, first.out_features, first.in_features, blocks)
 
 
-def _efficientnet(model: Any) -> nn.Module:
-    return Backbone(model.features, _global_average(), model.classifier[-1].in_features)
+def _efficientnet(model: Any) -> Backbone:
+    dim, blocks = model.classifier[-1].in_features, [b for stage in model.features[1:-1] for b in stage]
+    return Backbone(model.features, _global_average(), dim, dim, blocks)
 
 
-def _convnext(model: Any) -> nn.Module:
+def _convnext(model: Any) -> Backbone:
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), model.classifier[0], nn.Flatten())
-    return Backbone(model.features, pool, model.classifier[-1].in_features)
+    dim, blocks = model.classifier[-1].in_features, [b for stage in model.features[1::2] for b in stage]
+    return Backbone(model.features, pool, dim, dim, blocks)
 
 
-def _swin(model: Any) -> nn.Module:
+def _swin(model: Any) -> Backbone:
     trunk = nn.Sequential(model.features, model.norm, model.permute)
-    return Backbone(trunk, _global_average(), model.head.in_features)
+    dim, blocks = model.head.in_features, [b for stage in model.features[1::2] for b in stage]
+    return Backbone(trunk, _global_average(), dim, dim, blocks)
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+class _Conv(nn.Sequential):
+    """A convolution with its norm and rectifier."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """The residual block of `tiny_resnet`."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False))
+        self.body = nn.Sequential(_Conv(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False))
         self.norm = nn.BatchNorm2d(width)
+        self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x + self.norm(self.body(x)))
+        return torch.relu(x + self.drop_path(self.norm(self.body(x))))
 
 
-def _global_maximum() -> nn.Module:
-    # For small objects anywhere in the picture: with the mean in its place a trained tiny_cnn sees less.
-    return nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+def _tiny(trunk: nn.Sequential) -> Backbone:
+    # The maximum, for small objects anywhere in the picture: with the mean in its place a trained tiny_cnn
+    # sees less.
+    pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    blocks = [layer for layer in trunk[1:] if isinstance(layer, (_Conv, Residual))]
+    return Backbone(trunk, pool, 128, 128, blocks)
 
 
-def _tiny_cnn() -> nn.Module:
+def _tiny_cnn() -> Backbone:
     """Four plain convolutions, 0.19 M parameters, for 32 to 96 px on a CPU."""
-    trunk = nn.Sequential(
-        _conv(3, 32, 2), _conv(32, 64), nn.MaxPool2d(2), _conv(64, 96), nn.MaxPool2d(2), _conv(96, 128)
+    return _tiny(
+        nn.Sequential(
+            _Conv(3, 32, 2), _Conv(32, 64), nn.MaxPool2d(2), _Conv(64, 96), nn.MaxPool2d(2), _Conv(96, 128)
+        )
     )
-    return Backbone(trunk, _global_maximum(), 128)
 
 
-def _tiny_resnet() -> nn.Module:
+def _tiny_resnet() -> Backbone:
     """Four convolutions and two residual blocks, 0.6 M parameters, for 32 to 96 px on a CPU."""
-    trunk = nn.Sequential(
-        _conv(3, 32, 2),
-        _conv(32, 64),
-        nn.MaxPool2d(2),
-        _conv(64, 96),
-        _Residual(96),
-        nn.MaxPool2d(2),
-        _conv(96, 128),
-        _Residual(128),
+    return _tiny(
+        nn.Sequential(
+            _Conv(3, 32, 2),
+            _Conv(32, 64),
+            nn.MaxPool2d(2),
+            _Conv(64, 96),
+            Residual(96),
+            nn.MaxPool2d(2),
+            _Conv(96, 128),
+            Residual(128),
+        )
     )
-    return Backbone(trunk, _global_maximum(), 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +189,7 @@ class BackboneSpec:
         sizes: the input sizes it takes in pixels; empty: any.
     """
 
-    build: Callable[..., nn.Module]
+    build: Callable[..., Backbone]
     torchvision: str = ""
     sizes: tuple[int, ...] = ()
 
@@ -165,7 +210,7 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 
 
-def make_backbone(name: str, weights: str, size: int) -> nn.Module:
+def make_backbone(name: str, weights: str, size: int) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -175,7 +220,7 @@ def make_backbone(name: str, weights: str, size: int) -> nn.Module:
         size: side of the input in pixels.
 
     Returns:
-        A module with `dim` that maps float[N, 3, size, size] to `Features`.
+        A module that maps float[N, 3, size, size] to `Features`.
     """
     spec = BACKBONES[name]
     if spec.sizes and size not in spec.sizes:

@@ -1,0 +1,108 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from train.config import ModelConfig
+from train.heads import make_model
+from train.noise import noise_of
+from train.synced_norm import SyncedBatchNorm2d, synchronise_norms
+
+BATCH = 12
+
+
+def example() -> tuple[Tensor, nn.Module, Tensor]:
+    """A batch whose rows and channels differ in mean, a small network on it, and the weights of its output."""
+    torch.manual_seed(3)
+    # The second channel's mean is 100 times its deviation.
+    x = torch.randn(BATCH, 3, 5, 4) + torch.tensor([0.0, 100.0, -2.0]).view(1, 3, 1, 1)
+    x += torch.arange(BATCH).view(-1, 1, 1, 1) / 4
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=None), nn.Tanh())
+    for norm in (model[0], model[2]):
+        nn.init.normal_(norm.weight, 1, 0.3)
+        nn.init.normal_(norm.bias)
+    return x, model, torch.randn(BATCH, 4, 3, 2)
+
+
+def two_steps(model: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    model.train()
+    with torch.no_grad():
+        model(x + 1)
+    out = model(x)
+    (out * weights).sum().backward()
+    gradients = {f"grad/{name}": p.grad for name, p in model.named_parameters()}
+    return {"out": out.detach(), "x": x.grad} | gradients | model.state_dict()
+
+
+def work(rank: int, world: int, folder: str, shares: list[int], checkpointing: bool) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    first, last = sum(shares[:rank]), sum(shares[: rank + 1])
+    x, model, weights = example()
+    model = synchronise_norms(model)
+    found = two_steps(model, x[first:last], weights[first:last])
+    if checkpointing:
+        found |= whole_model(first, last)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def whole_model(first: int, last: int) -> dict[str, Tensor]:
+    """A step of a classifier with all that may depend on the number of processes."""
+    torch.manual_seed(0)
+    config = ModelConfig("tiny_resnet", "none", dropout=0.2, drop_path=0.5, gradient_checkpointing=True)
+    model = synchronise_norms(make_model(config, 3, 32)).train()
+    pixels = 255 * torch.rand(BATCH, 3, 32, 32)
+    noise_of(model).start(0, 0, first, last, BATCH)
+    logit = model(pixels[first:last])
+    logit.square().sum().backward()
+    found = {f"model/grad/{name}": p.grad for name, p in model.named_parameters()}
+    found |= {f"model/{name}": value for name, value in model.named_buffers()}
+    return found | {"model/logit": logit.detach()}
+
+
+def joined(folder: Path, world: int) -> dict[str, Tensor]:
+    """Rows one after the other, gradients of parameters added, and statistics, which must be the same bits."""
+    parts = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    out = {}
+    for key in parts[0]:
+        values = [part[key] for part in parts]
+        if key in ("out", "x", "model/logit"):
+            out[key] = torch.cat(values)
+        elif "grad/" in key:
+            out[key] = torch.stack(values).sum(0)
+        else:
+            assert all(torch.equal(value, values[0]) for value in values)
+            out[key] = values[0]
+    return out
+
+
+@pytest.mark.parametrize("shares", [[6, 6], [3, 3, 3, 3], [5, 1, 4, 2]])
+def test_synced_norm__processes_equal_one_with_the_whole_batch(shares: list[int], tmp_path: Path) -> None:
+    x, model, weights = example()
+    wanted = two_steps(model, x, weights) | whole_model(0, BATCH)
+    world = len(shares)
+    torch.multiprocessing.start_processes(
+        work, (world, str(tmp_path), shares, True), nprocs=world, start_method="fork"
+    )
+    found = joined(tmp_path, world)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(
+            found[key], value, rtol=1e-5, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+def test_synchronise_norms__keeps_names_weights_and_evaluation() -> None:
+    plain = make_model(ModelConfig("tiny_resnet", "none"), 3, 32)
+    synced = synchronise_norms(copy.deepcopy(plain))
+    norms = [module for module in synced.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 8
+    assert {type(norm) for norm in norms} == {SyncedBatchNorm2d}
+    assert plain.state_dict().keys() == synced.state_dict().keys()
+    pixels = 255 * torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(synced.eval()(pixels), plain.eval()(pixels), rtol=0, atol=0)
