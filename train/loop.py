@@ -30,6 +30,7 @@ from data.image import fingerprint
 from data.progress import ProgressBar
 from eval.metrics import average_precision, mean_average_precision
 from train import checkpoint
+from train.allocator import keep_memory
 from train.backbones import BACKBONES
 from train.batches import Batches
 from train.config import TrainConfig, flatten, to_dict, write_config
@@ -108,6 +109,8 @@ def fit(
     # Our sampler and schedule know the number of processes themselves, so neither is given to Accelerate.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
     torch.set_num_threads(config.threads or _share_of_cores())
+    if accelerator.device.type == "cpu":
+        keep_memory()
     if accelerator.is_main_process:
         checkpoint.claim(config.out, config.overwrite, config.resume)
     accelerator.wait_for_everyone()

@@ -10,12 +10,14 @@ from torch import Tensor
 from train import augment
 from train.batches import Batch, Rows
 from train.config import TrainConfig
+from train.depthwise import speed_up_depthwise
 from train.ema import ExponentialMovingAverage
 from train.heads import make_model
 from train.losses import make_loss
 from train.noise import noise_of
 from train.optimization import parameter_groups
 from train.schedule import ADAM_MOMENTUM, learning_rate_factor, momentum
+from train.synced_norm import synchronise_norms
 
 ADAM_BETA2 = 0.999
 
@@ -62,9 +64,9 @@ class Stepper:
             model = model.to(memory_format=torch.channels_last)
         model.to(accelerator.device)
         self.ema = ExponentialMovingAverage(model, config.ema)
+        if accelerator.device.type == "cpu":
+            speed_up_depthwise(model)
         if accelerator.num_processes > 1 and config.sync_norms:
-            from train.synced_norm import synchronise_norms
-
             model = synchronise_norms(model)
         self.noise = noise_of(model)
         self.loss = make_loss(config.loss, positive_share).to(accelerator.device)
