@@ -73,6 +73,7 @@ class ModelConfig:
         head: a name of `train.heads.HEADS`.
         dropout: in the head; before its layer, or inside "ml_decoder".
         drop_path: probability of dropping the last residual block's branch, growing linearly from 0 at the first.
+        frozen_blocks: leave the stem and this many of the first blocks as they are; 0 = train all.
         gradient_checkpointing: compute the blocks again in the backward pass, for less memory.
         csra_lambda: weight of the attention in "csra".
         csra_temperature: of each of its heads; inf = the maximum.
@@ -86,6 +87,7 @@ class ModelConfig:
     head: str = "linear"
     dropout: float = 0.1
     drop_path: float = 0.0
+    frozen_blocks: int = 0
     gradient_checkpointing: bool = False
     csra_lambda: float = 0.1
     csra_temperature: tuple[float, ...] = (1.0,)
@@ -98,6 +100,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(0 <= self.dropout < 1, "model.dropout must be in [0, 1)", self.dropout)
         require(0 <= self.drop_path < 1, "model.drop_path must be in [0, 1)", self.drop_path)
+        require(self.frozen_blocks >= 0, "model.frozen_blocks must not be negative", self.frozen_blocks)
         require(self.csra_lambda >= 0, "model.csra_lambda must not be negative", self.csra_lambda)
         rule = "model.csra_temperature must name at least one positive temperature"
         temperatures = self.csra_temperature

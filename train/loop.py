@@ -131,6 +131,11 @@ def check_names(config: TrainConfig) -> None:
     for kind, name, registry in registries:
         if name not in registry:
             raise unknown(kind, name, registry)
+    sizes, wanted = BACKBONES[config.model.backbone].sizes, config.data.train_size or config.data.size
+    if sizes and wanted not in sizes:
+        raise InputError(
+            f"backbone {config.model.backbone} takes images of {sizes[0]} px, but data.train_size is {wanted}"
+        )
 
 
 def _share_of_cores() -> int:
@@ -241,7 +246,7 @@ class _Run:
         config, accelerator, progress = self.config, self.accelerator, self.progress
         steps, size = self.batches.steps, self.batches.batch_size
         seconds_before, start = progress.seconds, time.monotonic()
-        self.stepper.model.train()
+        self.stepper.train_mode()
         bar = ProgressBar(f"epoch {number}/{config.schedule.epochs}", steps * size)
         waiting: tuple[int, Stepped] | None = None
         with bar if accelerator.is_main_process else _nothing():

@@ -1,4 +1,4 @@
-"""Which parameter learns how fast, and when."""
+"""Which parameter learns how fast."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def parameter_groups(model: Classifier, config: OptimizerConfig) -> tuple[list[f
 
     A parameter of depth k (`depths`) learns at backbone_lr * layer_decay^(deepest - k). All the head's
     parameters learn at `lr`. Weight decay leaves out biases and norms (one dimension) and what `_NOT_DECAYED`
-    names. Returns the peak learning rate of each group, and the groups; the head's come last.
+    names. What needs no gradient is in no group. Returns the peak learning rate of each group, and the groups; the head's come last.
     """
     depth = depths(model.backbone)
     deepest = len(model.backbone.blocks) + 1
@@ -28,6 +28,8 @@ def parameter_groups(model: Classifier, config: OptimizerConfig) -> tuple[list[f
     chosen: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for part, of_head in ((model.backbone, False), (model.head, True)):
         for name, parameter in part.named_parameters():
+            if not parameter.requires_grad:
+                continue
             lr = config.lr if of_head else rates[depth[name]]
             decay = config.weight_decay if _is_decayed(name, parameter) else 0.0
             chosen.setdefault((of_head, lr, decay), []).append(parameter)

@@ -12,6 +12,7 @@ from train.batches import Batch, Rows
 from train.config import TrainConfig
 from train.depthwise import speed_up_depthwise
 from train.ema import ExponentialMovingAverage
+from train.freezing import freeze
 from train.heads import make_model
 from train.losses import make_loss
 from train.noise import noise_of
@@ -68,6 +69,7 @@ class Stepper:
             speed_up_depthwise(model)
         if accelerator.num_processes > 1 and config.sync_norms:
             model = synchronise_norms(model)
+        self.frozen_norms = freeze(model.backbone, config.model.frozen_blocks)
         self.noise = noise_of(model)
         self.loss = make_loss(config.loss, positive_share).to(accelerator.device)
         self.peak_lr, groups = parameter_groups(model, config.optimizer)
@@ -82,6 +84,12 @@ class Stepper:
     def lr(self) -> float:
         """The head's learning rate at the last step."""
         return float(self.optimizer.param_groups[-1]["lr"])
+
+    def train_mode(self) -> None:
+        """Make the model ready for steps."""
+        self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
 
     def step(self, batch: Batch, step: int) -> Stepped:
         """Learn from one batch; `step` is counted from 0 over the whole run."""
