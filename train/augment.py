@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from train.augment_crops import draw_boxes, draw_crops, inside
+from train.augment_crops import draw_boxes, draw_crops, inside, lines
 from train.augment_randaugment import GREY, change_colours, draw_randaugment
 from train.config import AugmentConfig
 
@@ -187,12 +187,10 @@ def _grid(affine: Tensor, size: int) -> Tensor:
 
 
 def _blank(x: Tensor, boxes: Tensor) -> None:
-    """Cutout (DeVries and Taylor 2017, arXiv:1708.04552), in place."""
-    rows = (boxes[:, 2] > boxes[:, 0]).nonzero()[:, 0]
-    if len(rows):
-        at = rows.to(x.device)
-        blank = torch.tensor(BLANK, device=x.device).view(1, 3, 1, 1)
-        x[at] = torch.where(inside(boxes[rows].to(x.device), x.shape[2]).unsqueeze(1), blank, x[at])
+    """Cutout (DeVries and Taylor 2017, arXiv:1708.04552), in place; x channels-last in memory."""
+    blank = torch.tensor(BLANK, device=x.device).repeat(x.shape[2])
+    # lerp returns its ends exactly at the weights 0 and 1, here and in `mix`.
+    lines(x).lerp_(blank, inside(boxes.to(x.device), x.shape[2]))
 
 
 def mix(
@@ -217,20 +215,21 @@ def mix(
         draws: of these n images.
 
     Returns:
-        pixels float[n, 3, S, S], target float[n, C], mask float[n, C].
+        pixels float[n, 3, S, S], channels-last in memory, target float[n, C], mask float[n, C].
     """
     if draws.lam is None or draws.box is None:
         return pixels, target, mask
-    own = lam = draws.lam.to(pixels.device).view(-1, 1, 1)
+    share = own = draws.lam.to(pixels.device).view(-1, 1, 1)
     if (draws.box[:, 2] > draws.box[:, 0]).any():
         box = draws.box.to(pixels.device)
-        cut = (box[:, 2] > box[:, 0]).view(-1, 1, 1)
-        own = torch.where(cut, 1 - inside(box, pixels.shape[2]).float(), lam)
-        lam = torch.where(cut, own.mean((1, 2), keepdim=True), lam)
-    lam = lam[:, :, 0]
-    # lerp returns its ends exactly at the weights 0 and 1.
+        blended = torch.where((box[:, 2] > box[:, 0]).view(-1, 1, 1), 1, share)
+        foreign = inside(box, pixels.shape[2])  # 0 all over where MixUp blends
+        share = blended - foreign.mean((1, 2), keepdim=True)
+        own = foreign.neg_().add_(blended)
+    lam = share[:, :, 0]
+    mixed = torch.lerp(lines(partner_pixels), lines(pixels), own)
     return (
-        torch.lerp(partner_pixels, pixels, own.unsqueeze(1)),
+        mixed.view(*mixed.shape[:2], -1, 3).permute(0, 3, 1, 2),
         torch.lerp(partner_target, target, lam),
         torch.where(lam < 1, mask * partner_mask, mask),
     )

@@ -65,9 +65,18 @@ def draw_boxes(side: Tensor, u: Tensor) -> Tensor:
 
 
 def inside(boxes: Tensor, size: int) -> Tensor:
-    """bool[B, size, size]: the pixels of an image of that size inside boxes float[B, 4], to the nearest pixel."""
+    """float[B, size, 3 * size]: 1 for the pixels of an image inside boxes float[B, 4], to the nearest pixel; else 0.
+
+    Each pixel's three channels lie side by side, as channels-last images do: one number for the three would be
+    read three times as slowly.
+    """
     at = torch.arange(size, device=boxes.device)
     left, top, right, bottom = (boxes * size).round().T.unsqueeze(2)
-    rows: Tensor = (at >= top) & (at < bottom)
-    columns: Tensor = (at >= left) & (at < right)
-    return rows.unsqueeze(2) & columns.unsqueeze(1)
+    rows: Tensor = ((at >= top) & (at < bottom)).float()
+    columns: Tensor = ((at >= left) & (at < right)).float().repeat_interleave(3, dim=1)
+    return rows.unsqueeze(2) * columns.unsqueeze(1)
+
+
+def lines(x: Tensor) -> Tensor:
+    """float[B, 3, S, S] -> float[B, S, 3 * S], as `inside`; the same memory where it is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(2)

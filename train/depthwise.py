@@ -26,7 +26,7 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         module: nn.Conv2d = ctx.module
-        padding, dilation, groups = list(module.padding), list(module.dilation), module.groups
+        padding, dilation, groups = [int(p) for p in module.padding], list(module.dilation), module.groups
         of_x = of_weight = None
         backward = torch.ops.aten.convolution_backward
         if ctx.needs_input_grad[1]:

@@ -19,7 +19,8 @@ def parameter_groups(model: Classifier, config: OptimizerConfig) -> tuple[list[f
 
     A parameter of depth k (`depths`) learns at backbone_lr * layer_decay^(deepest - k). All the head's
     parameters learn at `lr`. Weight decay leaves out biases and norms (one dimension) and what `_NOT_DECAYED`
-    names. What needs no gradient is in no group. Returns the peak learning rate of each group, and the groups; the head's come last.
+    names; what needs no gradient is in no group. Returns the peak learning rate of each group, and the
+    groups; the head's come last.
     """
     depth = depths(model.backbone)
     deepest = len(model.backbone.blocks) + 1

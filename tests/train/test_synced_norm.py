@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from train.noise import noise_of
 from train.synced_norm import SyncedBatchNorm2d, synchronise_norms
 
 BATCH = 12
+SHARES = ([6, 6], [3, 3, 3, 3], [5, 1, 4, 2])
 
 
 def example() -> tuple[Tensor, nn.Module, Tensor]:
@@ -38,14 +41,13 @@ def two_steps(model: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Tensor]
     return {"out": out.detach(), "x": x.grad} | gradients | model.state_dict()
 
 
-def work(rank: int, world: int, folder: str, shares: list[int], checkpointing: bool) -> None:
+def work(rank: int, folder: str, shares: list[int]) -> None:
+    world = len(shares)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     first, last = sum(shares[:rank]), sum(shares[: rank + 1])
     x, model, weights = example()
     model = synchronise_norms(model)
-    found = two_steps(model, x[first:last], weights[first:last])
-    if checkpointing:
-        found |= whole_model(first, last)
+    found = two_steps(model, x[first:last], weights[first:last]) | whole_model(first, last)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -81,15 +83,30 @@ def joined(folder: Path, world: int) -> dict[str, Tensor]:
     return out
 
 
-@pytest.mark.parametrize("shares", [[6, 6], [3, 3, 3, 3], [5, 1, 4, 2]])
-def test_synced_norm__processes_equal_one_with_the_whole_batch(shares: list[int], tmp_path: Path) -> None:
+def start_all(root: Path) -> None:
+    """Run `work` for each of `SHARES`; its results go into a folder of `root` each."""
+    torch.set_num_threads(1)
+    for shares in SHARES:
+        folder = root / "-".join(map(str, shares))
+        folder.mkdir()
+        torch.multiprocessing.start_processes(
+            work, (str(folder), shares), nprocs=len(shares), start_method="fork"
+        )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forked from a fresh interpreter: autograd refuses to work in a fork of one that has used it."""
+    root = tmp_path_factory.mktemp("processes")
+    subprocess.run([sys.executable, __file__, str(root)], check=True)
+    return root
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_synced_norm__processes_equal_one_with_the_whole_batch(shares: list[int], results: Path) -> None:
     x, model, weights = example()
     wanted = two_steps(model, x, weights) | whole_model(0, BATCH)
-    world = len(shares)
-    torch.multiprocessing.start_processes(
-        work, (world, str(tmp_path), shares, True), nprocs=world, start_method="fork"
-    )
-    found = joined(tmp_path, world)
+    found = joined(results / "-".join(map(str, shares)), len(shares))
     assert found.keys() == wanted.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(
@@ -106,3 +123,7 @@ def test_synchronise_norms__keeps_names_weights_and_evaluation() -> None:
     assert plain.state_dict().keys() == synced.state_dict().keys()
     pixels = 255 * torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(synced.eval()(pixels), plain.eval()(pixels), rtol=0, atol=0)
+
+
+if __name__ == "__main__":
+    start_all(Path(sys.argv[1]))
