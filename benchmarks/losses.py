@@ -123,17 +123,25 @@ class Bench:
 
     def _open(self) -> dict[str, Any]:
         """What was done before, which must have been done with the same settings."""
-        from train.config import to_dict
+        from train.config import TrainConfig, flatten, to_dict
 
-        settings = to_dict(self.base)
-        for name in ("loss", "seed", "out", "overwrite", "resume"):
-            settings.pop(name, None)
+        def shared(config: TrainConfig) -> dict[str, Any]:
+            free = ("loss.", "seed", "out", "overwrite", "resume")
+            return {key: value for key, value in flatten(to_dict(config)).items() if not key.startswith(free)}
+
+        settings = shared(self.base)
         self.options.out.mkdir(parents=True, exist_ok=True)
         if not self.file.is_file():
             return {"settings": settings, "runs": {}}
         found: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
-        if found["settings"] != settings:
-            raise InputError(f"{self.file} holds results of other settings; give another --out")
+        before = (
+            shared(TrainConfig()) | found["settings"]
+        )  # a setting that is newer than the file had its default
+        for key, value in settings.items():
+            if before[key] != value:
+                raise InputError(
+                    f"{self.file} holds results with {key} {before[key]}, but it is now {value}; give another --out"
+                )
         return found
 
     def logits(self, loss: str, seed: int) -> Path:
