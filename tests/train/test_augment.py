@@ -260,6 +260,19 @@ def test_mix__both_share_the_images_evenly_and_some_stay() -> None:
     assert torch.equal(valid[unmixed], mask[unmixed])
 
 
+def test_mix__takes_any_layout_and_leaves_the_images_themselves() -> None:
+    found = draws(AugmentConfig(mixup=0.4, cutmix=1.0), 40)
+    images, others = augment.to_float(pixels(40)), augment.to_float(pixels(41))[1:]
+    label = torch.ones(40, 5)
+    planes = augment.mix(images.contiguous(), label, label, others.contiguous(), label, label, found)[0]
+    before = images.clone()
+    got = augment.mix(images, label, label, others, label, label, found)[0]
+    assert torch.equal(images, before)
+    assert torch.equal(got, planes)
+    assert not torch.equal(got, images)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_mix__partners_are_a_permutation() -> None:
     found = draws(AugmentConfig(mixup=0.4), 50)
     assert found.partner is not None
