@@ -38,7 +38,8 @@ class _Convolution(torch.autograd.Function):
             sides = [
                 x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) for i in (0, 1)
             ]
-            spread = gradient.new_zeros((*x.shape[:2], *sides)).to(memory_format=torch.channels_last)
+            shape, layout = (*x.shape[:2], *sides), torch.channels_last
+            spread = torch.empty(shape, dtype=gradient.dtype, memory_format=layout).zero_()
             spread[:, :, :: module.stride[0], :: module.stride[1]] = gradient
             wanted = [True, False, False]
             of_x = backward(

@@ -26,9 +26,7 @@ def epoch_line(number: int, epochs: int, metrics: Mapping[str, float], best: boo
     )
 
 
-def banner(
-    config: TrainConfig, accelerator: Accelerator, examples: Examples, precision: str, reason: str
-) -> None:
+def banner(config: TrainConfig, accelerator: Accelerator, examples: Examples, reason: str) -> None:
     """Say what is trained, on what, and on which device, before the first step."""
     labels, device = examples.labels, accelerator.device
     name = (
@@ -42,7 +40,7 @@ def banner(
         f"device     {device.type} ({name}), {accelerator.num_processes} process(es), "
         f"{config.batch_size} images a step over all of them: {config.batch_size // accelerator.num_processes} each "
         "(the learning rates are for the whole, whatever the number of processes)",
-        f"precision  {precision}: {reason}",
+        f"precision  {accelerator.mixed_precision}: {reason}",
         f"out        {config.out}",
     )
     print("\n".join(lines), file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ Everything a run writes lies in its `out` folder; the weights that were best on 
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +24,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data.errors import InputError, unknown
+from data.errors import InputError
 from data.image import fingerprint
 from data.progress import ProgressBar
 from eval.metrics import average_precision, mean_average_precision
 from train import checkpoint
-from train.allocator import keep_memory
-from train.backbones import BACKBONES
 from train.batches import Batches
 from train.config import TrainConfig, flatten, to_dict, write_config
 from train.curves import draw_curves
@@ -40,10 +37,8 @@ from train.divergence import Diverged, LossWatch
 from train.environment import Environment, describe_data, describe_model, describe_session
 from train.evaluation import predict
 from train.examples import Examples, open_examples
-from train.heads import HEADS
 from train.interrupt import Interrupts, leave
-from train.losses import LOSSES
-from train.precision import choose_precision
+from train.process import check_names, start_process
 from train.revision import source_revision
 from train.run_folder import check_same, write_diverged, write_history, write_selection
 from train.step import Stepped, Stepper
@@ -105,42 +100,15 @@ def fit(
     if config.out is None:
         raise InputError("out must be set: the folder that owns what the run writes")
     check_names(config)
-    precision, reason = choose_precision(config.precision)
-    # Our sampler and schedule know the number of processes themselves, so neither is given to Accelerate.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
-    torch.set_num_threads(config.threads or _share_of_cores())
-    if accelerator.device.type == "cpu":
-        keep_memory()
+    accelerator, reason = start_process(config)
     if accelerator.is_main_process:
         checkpoint.claim(config.out, config.overwrite, config.resume)
     accelerator.wait_for_everyone()
     examples = open_examples(config.data)
     run = _Run(config, config.out, accelerator, examples, dict(tags or {}))
     if accelerator.is_main_process:
-        banner(config, accelerator, examples, precision, reason)
+        banner(config, accelerator, examples, reason)
     return run.train(report)
-
-
-def check_names(config: TrainConfig) -> None:
-    """Refuse unknown names before anything is decoded or written."""
-    registries: tuple[tuple[str, str, Mapping[str, object]], ...] = (
-        ("backbone", config.model.backbone, BACKBONES),
-        ("head", config.model.head, HEADS),
-        ("loss", config.loss.name, LOSSES),
-    )
-    for kind, name, registry in registries:
-        if name not in registry:
-            raise unknown(kind, name, registry)
-    sizes, wanted = BACKBONES[config.model.backbone].sizes, config.data.train_size or config.data.size
-    if sizes and wanted not in sizes:
-        raise InputError(
-            f"backbone {config.model.backbone} takes images of {sizes[0]} px, but data.train_size is {wanted}"
-        )
-
-
-def _share_of_cores() -> int:
-    """The cores of this machine that this process may use, shared out among the processes on it."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class _Progress:
