@@ -173,7 +173,7 @@ def _data(joined: Joined, facts: Facts) -> dict[str, Any]:
     if facts.config:
         text += (
             f"The selection part is a stratified {100 * float(facts.config['data.selection']):g} % of the images "
-            f"(seed {facts.config['seed']}), held out to choose the epoch"
+            f"(seed {facts.config.get('data.selection_seed', facts.config['seed'])}), held out to choose the epoch"
             + (" and the settings" if facts.search else "")
             + "; the test labels were used for the figures below only. "
         )

@@ -7,6 +7,10 @@ from eval.facts import Facts, Search
 from eval.formulas import FORMULAS, REDUCTION
 from eval.table import percent
 
+_SHAPES = {
+    "cosine": "linear warm-up over {:g} % of the steps, then a cosine to zero",
+    "one_cycle": "one cycle: up over {:g} % of the steps, then down to zero, the momentum the other way",
+}
 UNKNOWN = "not recorded"
 # Above this, the paper would be longer than five pages; MLflow has the rest.
 MAX_TRIALS = 24
@@ -82,7 +86,7 @@ def training_rows(facts: Facts) -> list[list[str]]:
         ],
         [
             "schedule",
-            f"linear warm-up over {100 * config['schedule.warmup']:g} % of the steps, then a cosine to zero; "
+            f"{_SHAPES[config.get('schedule.shape', 'cosine')].format(100 * config['schedule.warmup'])}; "
             f"{wanted} epochs{', stopped after ' + str(done) if done < wanted else ''}; "
             + (
                 f"stop after {patience} epochs without a better selection mAP"
@@ -97,22 +101,68 @@ def training_rows(facts: Facts) -> list[list[str]]:
             if config["ema"]
             else "none",
         ],
-        [
-            "augmentation",
-            f"crop of {100 * config['augment.min_area']:g} to 100 % of the area, aspect ratio within "
-            f"1/{config['augment.aspect']:g} to {config['augment.aspect']:g}; left-right flip with probability "
-            f"{config['augment.flip']:g}; brightness ± {100 * config['augment.brightness']:g} %, "
-            f"contrast ± {100 * config['augment.contrast']:g} %",
-        ],
+        ["augmentation", augmentation(config)],
+        *_further(config),
         [
             "precision",
             {"no": "float32", "bf16": "bfloat16 autocast", "fp16": "float16 autocast"}.get(
                 precision, precision
             ),
         ],
-        ["seed", f"{config['seed']} (split, initial weights, order, augmentation)"],
+        ["seed", f"{config['seed']} (initial weights, order, augmentation)"],
         ["kept", kept],
     ]
+
+
+def augmentation(config: Mapping[str, Any]) -> str:
+    """The random changes of training images in words, from the flat settings of a run."""
+
+    def number(name: str) -> float:
+        return float(config.get(f"augment.{name}", 0))
+
+    crops = {
+        "none": "the whole image",
+        "area": f"crop of {100 * number('min_area'):g} to 100 % of the area, aspect ratio within "
+        f"1/{number('aspect'):g} to {number('aspect'):g}",
+        "multiscale": "crops of fixed scales at fixed places",
+    }
+    clauses = [crops[config.get("augment.crop", "area")]]
+    clauses.append(f"left-right flip with probability {number('flip'):g}")
+    clauses += [
+        f"{name} ± {100 * number(name):g} %"
+        for name in ("brightness", "contrast", "saturation")
+        if number(name)
+    ]
+    if number("hue"):
+        clauses.append(f"hue ± {number('hue'):g} of the circle")
+    if number("randaugment_ops"):
+        clauses.append(
+            f"RandAugment, {number('randaugment_ops'):g} operations of magnitude {number('randaugment_magnitude'):g}"
+        )
+    if number("cutout"):
+        clauses.append(
+            f"cutout of side {number('cutout'):g} with probability {number('cutout_probability'):g}"
+        )
+    for name, word in (("mixup", "MixUp"), ("cutmix", "CutMix")):
+        if number(name):
+            clauses.append(f"{word} with alpha {number(name):g}")
+    if number("mixup") or number("cutmix"):
+        clauses.append(f"mixed with probability {number('mix_probability'):g}")
+    return "; ".join(clauses)
+
+
+def _further(config: Mapping[str, Any]) -> list[list[str]]:
+    """Rows for what is off by default."""
+    rows = []
+    if size := config.get("data.train_size"):
+        rows.append(["training size", f"{size} px; judged and served at {config['data.size']} px"])
+    if blocks := config.get("model.frozen_blocks"):
+        rows.append(["not trained", f"the stem and the first {blocks} blocks of the backbone"])
+    if smoothing := config.get("loss.label_smoothing"):
+        rows.append(["label smoothing", f"{smoothing:g}"])
+    if config.get("flip_test"):
+        rows.append(["at test", "mean of the logits of the image and its mirror image"])
+    return rows
 
 
 def search_content(search: Search | None) -> dict[str, Any] | None:
