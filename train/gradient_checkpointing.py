@@ -27,10 +27,10 @@ def run(layer: nn.Module, x: Tensor, again: Iterable[nn.Module] = ()) -> Tensor:
 
 def _run(layer: nn.Module, x: Tensor, chosen: set[int]) -> Tensor:
     if id(layer) in chosen:
+        # torch.compile takes no contexts of this kind and needs none: its graph updates each statistic once.
+        contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, layer)}
         # The random state is not saved: nothing in a block draws from it.
-        out: Tensor = checkpoint(
-            layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=partial(_contexts, layer)
-        )
+        out: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, **contexts)
         return out
     if type(layer) is nn.Sequential:
         for part in layer:

@@ -14,7 +14,7 @@ from eval.facts import Facts, Search, Trial, collect_facts
 from eval.joining import join
 from eval.judge import Judgement, judge
 from eval.paper import paper_content, write_pdf
-from eval.paper_run import MAX_TRIALS, UNKNOWN
+from eval.paper_run import MAX_TRIALS, UNKNOWN, augmentation
 from train.config import (
     DataConfig,
     ModelConfig,
@@ -173,3 +173,15 @@ def test_score_commands__devkit_or_csv() -> None:
     )
     assert "--labels LABELS.csv" in score_commands("labels.csv", 0, 1000)[-1]
     assert len(score_commands("VOC2007 test", 0, 1)) == 4
+
+
+def test_augmentation__names_what_is_on() -> None:
+    base = {"augment.min_area": 0.35, "augment.aspect": 1.33, "augment.flip": 0.5, "augment.brightness": 0.2}
+    assert augmentation(base) == (
+        "crop of 35 to 100 % of the area, aspect ratio within 1/1.33 to 1.33; left-right flip with probability 0.5; "
+        "brightness ± 20 %"
+    )
+    more = {"augment.crop": "none", "augment.cutmix": 1.0, "augment.mix_probability": 0.3}
+    said = augmentation(base | more)
+    assert said.startswith("the whole image; ")
+    assert said.endswith("CutMix with alpha 1; mixed with probability 0.3")

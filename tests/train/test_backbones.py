@@ -174,6 +174,20 @@ def test_checkpointing__same_gradients_and_statistics(name: str) -> None:
         assert buffers_again["0.trunk.4.0.bn1.num_batches_tracked"] == 1
 
 
+def test_checkpointing__compiled_it_is_the_same() -> None:
+    plain, x = with_blocks("tiny_resnet", 0.4), torch.randn(2, 3, 32, 32)
+    results = []
+    for compiled in (False, True):
+        model = copy.deepcopy(plain).train()
+        model.checkpointing = compiled
+        noise_of(model).start(0, 7, 0, 2, 2)
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        run(x).map.square().sum().backward()
+        results.append([p.grad for p in model.parameters()] + list(model.buffers()))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_checkpointing__keeps_less() -> None:
     """The bytes that the graph holds after the forward pass, which is what checkpointing is for."""
     held = []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo  # checkpointing imports it at its first call: once here, not in each fork
 import torch.distributed as dist
 from torch import Tensor, nn
 
