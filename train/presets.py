@@ -44,7 +44,17 @@ def baseline() -> TrainConfig:
     return TrainConfig()
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "demo": demo, "baseline": baseline}
+def best() -> TrainConfig:
+    """The best fine-tune of an ImageNet MobileNetV2 found for photographs in half an hour of one CPU core."""
+    return TrainConfig(
+        data=DataConfig(size=384, train_size=288),
+        model=ModelConfig(head="csra", csra_lambda=0.2, frozen_blocks=3),
+        schedule=ScheduleConfig(epochs=8),
+        flip_test=True,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "demo": demo, "baseline": baseline, "best": best}
 DEFAULT_PRESET = "demo"
 
 
