@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 
 def run(layer: nn.Module, x: Tensor, again: Iterable[nn.Module] = ()) -> Tensor:
@@ -28,9 +28,11 @@ def run(layer: nn.Module, x: Tensor, again: Iterable[nn.Module] = ()) -> Tensor:
 def _run(layer: nn.Module, x: Tensor, chosen: set[int]) -> Tensor:
     if id(layer) in chosen:
         # torch.compile takes no contexts of this kind and needs none: its graph updates each statistic once.
-        contexts = noop_context_fn if torch.compiler.is_compiling() else partial(_contexts, layer)
+        contexts: dict[str, Any] = (
+            {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, layer)}
+        )
         # The random state is not saved: nothing in a block draws from it.
-        out: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        out: Tensor = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False, **contexts)
         return out
     if type(layer) is nn.Sequential:
         for part in layer:
