@@ -40,6 +40,7 @@ NAMES = {
     "bare": "(a) bare step, the limit",
     "ours": "(b) train.loop.fit",
     "plain": "(c) DataLoader, Pillow",
+    "loader": "(c') (c) with our step",
     "hf": "(d) Hugging Face Trainer",
 }
 # Ratio of (b) to each other way, and the goal for it on a CPU and on a GPU.
@@ -189,7 +190,7 @@ def main(arguments: list[str]) -> int:
         if options.device == "cuda" and not ready["cuda"]:
             raise InputError("--device cuda, but PyTorch sees no GPU here")
         settings["workers"] = options.workers or best_workers(settings, cores)
-        ways = ["bare", "ours", "plain"] + (["hf"] if options.hf_python else [])
+        ways = ["bare", "ours", "plain", "loader"] + (["hf"] if options.hf_python else [])
         results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         for number in range(options.rounds):
             for way in ways:
