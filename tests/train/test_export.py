@@ -69,6 +69,20 @@ def test_export_onnx__equals_torch_at_any_batch_size(backbone: str, size: int, t
     assert ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m.onnx") == info(3, size)
 
 
+def test_export_onnx__flip_serves_the_mean_of_the_image_and_its_mirror_image(tmp_path: Path) -> None:
+    model, pixels = varied("tiny_cnn", 32).eval(), images()
+    flip = dataclasses.replace(info(3), flip=True)
+    export_onnx(model, flip, pixels, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (logit,) = session.run([LOGIT_NAME], {INPUT_NAME: pixels})
+    device, rows = torch.device("cpu"), np.arange(len(pixels))
+    plain, mirrored = (predict(model, part, rows, device) for part in (pixels, pixels[:, :, ::-1].copy()))
+    np.testing.assert_allclose(logit, (plain + mirrored) / 2, atol=1e-4)
+    np.testing.assert_allclose(logit, predict(model, pixels, rows, device, flip=True), atol=1e-4)
+    assert np.abs(plain - mirrored).max() > 1e-2
+    assert ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m.onnx").flip
+
+
 def test_export_onnx__constant_outputs_prove_nothing(tmp_path: Path) -> None:
     model = varied("tiny_cnn", 32)
     nn.init.zeros_(model.head.linear.weight)
