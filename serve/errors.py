@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 import grpc
 
 from data.errors import InputError
-from serve.admission import NotAccepting, ServerFull
 from serve.batcher import BatcherClosed
+from serve.faults import ModelDown, ModelNotFound, NotAccepting, ServerFull
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +18,8 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     ServerFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotAccepting: grpc.StatusCode.UNAVAILABLE,
     BatcherClosed: grpc.StatusCode.UNAVAILABLE,
+    ModelDown: grpc.StatusCode.UNAVAILABLE,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
     TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
