@@ -8,18 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Image(_message.Message):
-    __slots__ = ("id", "content")
+    __slots__ = ("id", "content", "pixels")
     ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
     id: str
     content: bytes
-    def __init__(self, id: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    pixels: bytes
+    def __init__(self, id: _Optional[str] = ..., content: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "preprocessing")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+    preprocessing: str
+    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., preprocessing: _Optional[str] = ...) -> None: ...
 
 class ImageStatus(_message.Message):
     __slots__ = ("code", "message")

@@ -29,7 +29,8 @@ class ScoringStub:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
     UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
@@ -59,7 +60,8 @@ class ScoringServicer:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
     UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
@@ -107,7 +109,8 @@ class Scoring:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
     UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
