@@ -25,3 +25,11 @@ class ModelNotFound(LookupError):
     def __init__(self, name: str, version: str, choices: Iterable[str]) -> None:
         wanted = f"'{name}' version '{version}'" if version else f"'{name}'"
         super().__init__(f"unknown model {wanted}; this server has: {', '.join(sorted(choices))}")
+
+
+class InferenceFailed(RuntimeError):
+    """The model failed on an image of a request that wanted all or nothing. Trying again may help."""
+
+
+class NotSupported(RuntimeError):
+    """A call of a published protocol that this server does not have."""

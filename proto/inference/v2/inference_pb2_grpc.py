@@ -27,9 +27,9 @@ if _version_not_supported:
 
 class GRPCInferenceServiceStub:
     """Status codes: INVALID_ARGUMENT for a request or image that breaks a rule, NOT_FOUND for an unknown model or
-    version, UNIMPLEMENTED for what this server does not support, RESOURCE_EXHAUSTED when full (trailing metadata
+    version, UNIMPLEMENTED for a call that this server does not have, RESOURCE_EXHAUSTED when full (trailing metadata
     `grpc-retry-pushback-ms` says when to try again), UNAVAILABLE while loading or stopping, DEADLINE_EXCEEDED,
-    INTERNAL. Each message names the rule and the value.
+    INTERNAL where the model failed. Each message names the rule and the value.
     """
 
     def __init__(self, channel):
@@ -92,9 +92,9 @@ class GRPCInferenceServiceStub:
 
 class GRPCInferenceServiceServicer:
     """Status codes: INVALID_ARGUMENT for a request or image that breaks a rule, NOT_FOUND for an unknown model or
-    version, UNIMPLEMENTED for what this server does not support, RESOURCE_EXHAUSTED when full (trailing metadata
+    version, UNIMPLEMENTED for a call that this server does not have, RESOURCE_EXHAUSTED when full (trailing metadata
     `grpc-retry-pushback-ms` says when to try again), UNAVAILABLE while loading or stopping, DEADLINE_EXCEEDED,
-    INTERNAL. Each message names the rule and the value.
+    INTERNAL where the model failed. Each message names the rule and the value.
     """
 
     def ServerLive(self, request, context):
@@ -231,9 +231,9 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
     """Status codes: INVALID_ARGUMENT for a request or image that breaks a rule, NOT_FOUND for an unknown model or
-    version, UNIMPLEMENTED for what this server does not support, RESOURCE_EXHAUSTED when full (trailing metadata
+    version, UNIMPLEMENTED for a call that this server does not have, RESOURCE_EXHAUSTED when full (trailing metadata
     `grpc-retry-pushback-ms` says when to try again), UNAVAILABLE while loading or stopping, DEADLINE_EXCEEDED,
-    INTERNAL. Each message names the rule and the value.
+    INTERNAL where the model failed. Each message names the rule and the value.
     """
 
     @staticmethod
