@@ -106,7 +106,7 @@ class Connection:
     """Where the servers are and how patient the client is."""
 
     server: str = DEFAULT_ADDRESS
-    """HOST:PORT[,HOST:PORT...]; all must serve the same model"""
+    """HOST:PORT[,HOST:PORT...]; each call goes to the least busy one that works"""
     connect_s: float = 10.0
     """seconds to wait for a server that does not answer yet"""
     call_s: float = 60.0
@@ -145,10 +145,17 @@ class ScoreConfig:
     """images in one call"""
     calls: int = 4
     """calls in flight at each server; images in flight are at most calls x batch x servers"""
+    inflight_bytes: int = 64 * _MIB
+    """bytes of images in flight, as files and as pixels; one image above it goes alone"""
     channels: int = 2
     """connections to each server"""
+    send: Literal["file", "pixels"] = "file"
+    """file: JPEG or PNG as it is; pixels: decoded and resized here, which the servers then need not do. Same
+    scores"""
     restart: bool = False
     """forget the parts of an earlier run instead of going on from them"""
+    allow_model_change: bool = False
+    """go on where the servers' model changes; the manifest then lists the models, with the images of each"""
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
@@ -156,6 +163,8 @@ class ScoreConfig:
         for name, value in (("batch", self.batch), ("calls", self.calls), ("channels", self.channels)):
             if not 1 <= value <= 1024:
                 raise InputError(f"--{name} must be from 1 to 1024, got {value}")
+        if self.inflight_bytes < 1:
+            raise InputError(f"--inflight-bytes must be at least 1, got {self.inflight_bytes}")
 
 
 @dataclass(frozen=True)
