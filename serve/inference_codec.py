@@ -268,10 +268,10 @@ def _check_all(outcomes: Sequence[Outcome]) -> None:
 def _tensor(name: str, outcomes: Sequence[Outcome], classes: int) -> tuple[list[int], bytes]:
     """Shape and raw bytes of output `name`."""
     if name == STATUS_NAME:
-        texts = ["OK" if isinstance(outcome, Row) else outcome.trouble.name for outcome in outcomes]
+        texts = [outcome.trouble.name if isinstance(outcome, Failure) else "OK" for outcome in outcomes]
         return [len(texts)], join_bytes([text.encode() for text in texts])
     if name == MESSAGE_NAME:
-        texts = ["" if isinstance(outcome, Row) else outcome.message for outcome in outcomes]
+        texts = [outcome.message if isinstance(outcome, Failure) else "" for outcome in outcomes]
         return [len(texts)], join_bytes([text.encode() for text in texts])
     # NaN and not 0 for an image without scores: a caller who forgets the status cannot take it for an answer.
     values = np.full((len(outcomes), classes), np.nan, "<f4")

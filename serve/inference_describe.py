@@ -8,7 +8,7 @@ from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
 from proto.inference.v2 import inference_pb2 as pb
 from serve.config import Limits
 from serve.counters import Duration
-from serve.inference_codec import DATATYPES, INPUTS, JPEG_NAME, OUTPUTS
+from serve.inference_codec import DATATYPES, INPUTS, OUTPUTS
 from serve.service import ServedModel
 
 PLATFORM = "onnxruntime_onnx"
