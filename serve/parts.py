@@ -113,8 +113,9 @@ class PartStore:
             self._failures.write(json.dumps(part.reason).encode() + b"\n")
             self.failed += 1
         else:
-            numbers = np.array([part.logit, part.score], np.float32)
-            if numbers.shape != (2, self._classes) or not np.isfinite(numbers).all():
+            lengths = {len(part.logit), len(part.score)}
+            numbers = np.array([*part.logit, *part.score], np.float32)
+            if lengths != {self._classes} or not np.isfinite(numbers).all():
                 raise RuntimeError(
                     f"image {row}: an answer must have {self._classes} finite logits and scores, got "
                     f"{list(part.logit)} and {list(part.score)}"

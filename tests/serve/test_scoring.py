@@ -16,14 +16,13 @@ import pytest
 from data.cli import run
 from data.errors import InputError
 from data.image import load
-from data.scores import METADATA_KEYS, failures_path, read_scores
+from data.scores import METADATA_KEYS, read_scores
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.client import main
 from serve.config import ClassifyConfig, Connection, ScoreConfig
 from serve.labelling import classify
 from serve.manifest import manifest_path
-from serve.parts import parts_folder
 from serve.scoring import score
 from serve.sending import Job, split_jobs
 
