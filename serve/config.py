@@ -66,12 +66,15 @@ def option(limit: str) -> str:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Serve one ONNX model over gRPC."""
+    """Serve one ONNX model, or several, over gRPC."""
 
     model: str = DEFAULT_MODEL
-    """model.onnx, or models:/NAME@ALIAS or models:/NAME/VERSION in MLflow's registry (MLFLOW_TRACKING_URI)"""
+    """model.onnx, or models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID in MLflow (MLFLOW_TRACKING_URI). Several:
+    NAME=A,NAME2=B; a call that names none gets the first"""
     listen: str = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes any free one"""
+    compress_answers: bool = False
+    """gzip the answers; what callers send may be compressed in any case"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where it works, else the CPU, said in the banner; cuda: an error where it does not work"""
     threads: int = 0
@@ -79,9 +82,11 @@ class ServerConfig:
     decode_threads: int = 0
     """threads that decode images; 0: as many as cores"""
     max_batch: int = 16
-    """the most images in one batch of the model"""
+    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this"""
     max_delay_ms: float = 2.0
-    """milliseconds that an image waits for company while the model is idle"""
+    """milliseconds that an image waits, while the model is idle, for others that are being decoded"""
+    stall_s: float = 20.0
+    """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
     grace_s: float = 20.0
     """seconds that SIGTERM leaves for what was accepted"""
     limits: Limits = field(default_factory=Limits)
@@ -97,6 +102,8 @@ class ServerConfig:
             raise InputError(f"--max-batch must be from 1 to 4096, got {self.max_batch}")
         if not 0 <= self.max_delay_ms <= 1000:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
+        if not self.stall_s > 0:
+            raise InputError(f"--stall-s must be above 0, got {self.stall_s}")
         if self.grace_s < 0:
             raise InputError(f"--grace-s must be at least 0, got {self.grace_s}")
 

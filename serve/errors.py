@@ -6,7 +6,6 @@ from typing import Any, NoReturn
 import grpc
 
 from data.errors import InputError
-from serve.batcher import BatcherClosed
 from serve.faults import InferenceFailed, ModelDown, ModelNotFound, NotAccepting, NotSupported, ServerFull
 
 _log = logging.getLogger(__name__)
@@ -17,7 +16,6 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     ServerFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotAccepting: grpc.StatusCode.UNAVAILABLE,
-    BatcherClosed: grpc.StatusCode.UNAVAILABLE,
     ModelDown: grpc.StatusCode.UNAVAILABLE,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
     InferenceFailed: grpc.StatusCode.INTERNAL,

@@ -65,6 +65,11 @@ class ServedModel:
         return self.engine.model.buckets
 
     @property
+    def max_delay(self) -> float:
+        """Seconds that an image waits, while the model is idle, for others that are being decoded."""
+        return self.engine.batcher.max_delay
+
+    @property
     def statistics(self) -> ModelStatistics:
         """What it has done so far."""
         return self.engine.statistics

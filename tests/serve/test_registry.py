@@ -54,7 +54,7 @@ def test_open_source__the_registry(store, monkeypatch, model_file, uri):
         ("models:/tailacc/9", "no model 'tailacc' with version 9 in sqlite:"),
         ("models:/other@champion", "no model 'other' with alias 'champion' in sqlite:"),
         ("models:/empty/1", r"must hold one \.onnx file, found none"),
-        ("models:/tailacc", "must be models:/NAME@ALIAS or models:/NAME/VERSION, got 'models:/tailacc'"),
+        ("models:/tailacc", "must be models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID, got 'models:/tailacc'"),
     ],
 )
 def test_open_source__what_is_not_there_is_named(store, monkeypatch, uri, words):

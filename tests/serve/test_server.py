@@ -122,7 +122,7 @@ def test_server__a_port_in_use(start_server, model_file):
         (("--model", "nothing.onnx"), "no model file at nothing.onnx"),
         (
             ("--model", "models:tailacc"),
-            "must be models:/NAME@ALIAS or models:/NAME/VERSION, got 'models:tailacc'",
+            "must be models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID, got 'models:tailacc'",
         ),
         ((), "no MLflow store at sqlite:///mlflow.db"),
         (("--listen", "8001"), "--listen must be HOST:PORT such as 127.0.0.1:8001, got '8001'"),

@@ -33,7 +33,9 @@ class ScoringStub:
     pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """
@@ -64,7 +66,9 @@ class ScoringServicer:
     pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """
@@ -113,7 +117,9 @@ class Scoring:
     pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """
