@@ -114,6 +114,8 @@ class Connection:
 
     server: str = DEFAULT_ADDRESS
     """HOST:PORT[,HOST:PORT...]; each call goes to the least busy one that works"""
+    model: str = ""
+    """name of the model in the servers, where they have several; "": their first one"""
     connect_s: float = 10.0
     """seconds to wait for a server that does not answer yet"""
     call_s: float = 60.0

@@ -136,7 +136,11 @@ class Servers:
         left = list(range(len(images)))
         for _ in range(_INFERENCE_TRIES):
             preprocessing = self.model.preprocessing if self._pixels else ""
-            request = pb.ScoreRequest(images=[images[n] for n in left], preprocessing=preprocessing)
+            request = pb.ScoreRequest(
+                images=[images[n] for n in left],
+                preprocessing=preprocessing,
+                model=self._connection.model,
+            )
             response, model = await self._call(request)
             if [result.id for result in response.results] != [images[n].id for n in left]:
                 raise CallFailed("the answer does not hold the images of the request in their order")
@@ -272,7 +276,10 @@ class Servers:
 
     async def _ask(self, server: _Server) -> Any:
         seconds = min(self._connection.connect_s, self._connection.call_s)
-        return await server.stubs[0].GetModel(pb.GetModelRequest(), timeout=seconds)
+        return await server.stubs[0].GetModel(self._question(), timeout=seconds)
+
+    def _question(self) -> Any:
+        return pb.GetModelRequest(model=self._connection.model)
 
     def _require_alike(self, address: str, said: Any) -> None:
         """Raise `ModelChanged` where the answers of `said` cannot stand beside those of the first model."""
@@ -298,8 +305,10 @@ class Servers:
         waiting = asyncio.get_running_loop().call_later(
             _QUIET_S, lambda: print(note, file=sys.stderr, flush=True)
         )
-        reasons = await asyncio.gather(*(self._first_contact(server) for server in self._servers))
-        waiting.cancel()
+        try:
+            reasons = await asyncio.gather(*(self._first_contact(server) for server in self._servers))
+        finally:
+            waiting.cancel()
         present = [server for server in self._servers if server.model]
         if not present:
             listed = "; ".join(
@@ -341,10 +350,12 @@ class Servers:
             left = max(0.05, end - time.monotonic())
             try:
                 server.model = await server.stubs[0].GetModel(
-                    pb.GetModelRequest(), timeout=left, wait_for_ready=True
+                    self._question(), timeout=left, wait_for_ready=True
                 )
                 return ""
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    raise InputError(f"{server.address}: {error.details()} (--model)") from error
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     return "does not answer"
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + 0.2 > end:

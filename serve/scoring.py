@@ -26,7 +26,8 @@ from serve.sources import ImageList, find_images
 
 # A call of ours stays below this even where the server would take more: 16 photographs rarely pass it.
 _CALL_BYTES = 8 << 20
-_ROW_GROUP_BYTES = 4 << 20
+# Of one row group of the score file, both of which it holds in memory.
+_GROUP_BYTES, _GROUP_ROWS = 4 << 20, 16384
 
 
 async def score(config: ScoreConfig) -> int:
@@ -165,7 +166,7 @@ def publish(out: Path, images: ImageList, model: Any, store: PartStore, record: 
         "thresholds": json.dumps(list(model.thresholds)),
     }
     classes = tuple(model.classes)
-    step = max(1, _ROW_GROUP_BYTES // (8 * len(classes)))
+    step = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (8 * len(classes))))
     with ScoreWriter(out, classes, metadata) as writer:
         for start in range(0, len(images), step):
             rows, numbers = store.rows(start, min(start + step, len(images)))

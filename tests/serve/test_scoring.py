@@ -340,6 +340,21 @@ def test_score__a_server_that_is_not_there(
     assert f"warning: going on without {nowhere}" in capsys.readouterr().err
 
 
+def test_score__one_of_several_models(start_server, make_model, image_folder, run_async, tmp_path):
+    models = {name: make_model(seed=seed) for name, seed in (("first", 0), ("second", 1))}
+    server = start_server(model=",".join(f"{name}={path}" for name, path in models.items()))
+    folder, out = image_folder(3), tmp_path / "s.parquet"
+    for name, path in (("", models["first"]), ("second", models["second"])):
+        config = ScoreConfig(Connection(server.address, model=name), images=str(folder), out=out)
+        assert run_async(score(config)) == 0
+        logit, _ = _offline(path, sorted(folder.iterdir()))
+        np.testing.assert_allclose(read_scores(out).logit, logit, rtol=0, atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"unknown model 'third'; this server has: first .*, second .*--model"
+    ):
+        run_async(score(ScoreConfig(Connection(server.address, model="third"), images=str(folder), out=out)))
+
+
 @pytest.mark.parametrize("server", ["", "host", "host:", ":1", "host:0", "host:99999", "a:1,,b:2", "a:1,b"])
 def test_connection__a_bad_address_is_named(server):
     with pytest.raises(InputError, match="--server"):
