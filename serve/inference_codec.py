@@ -70,13 +70,12 @@ class Work:
     priority: int
 
 
-def decode_request(request: Any, info: ModelInfo, limits: Limits) -> Work:
-    """Read a ModelInferRequest for the model of `info`.
+def decode_request(request: Any, size: int, info: ModelInfo, limits: Limits) -> Work:
+    """Read a ModelInferRequest of `size` bytes for the model of `info`.
 
     Raises:
         InputError: it breaks a rule of inference.proto, or a limit; one line with the tensor, the rule and the value.
     """
-    size = request.ByteSize()
     if size > limits.request_bytes:
         raise InputError(
             f"{size} bytes are over the limit of {limits.request_bytes} for one request "

@@ -52,8 +52,9 @@ class InferenceWorker:
         self._notices.append(notice)
 
     def unsubscribe(self, notice: DeathNotice) -> None:
-        """Undo `subscribe`."""
-        self._notices.remove(notice)
+        """Undo `subscribe`; nothing where that was done already, as when a server is stopped twice."""
+        if notice in self._notices:
+            self._notices.remove(notice)
 
     def submit(self, job: Job) -> None:
         """Carry out `job` after those before it; dropped if the worker dies first."""

@@ -47,7 +47,7 @@ def _pixels(count=2, **changes):
 
 
 def _read(request, **limits):
-    return decode_request(request, INFO, Limits(**limits))
+    return decode_request(request, request.ByteSize(), INFO, Limits(**limits))
 
 
 def _refusal(request, **limits) -> str:
