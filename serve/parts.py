@@ -9,7 +9,7 @@
     failures.jsonl  one reason a line, as JSON
 
 Each image has its one place, so none can be there twice, and memory does not grow with N but for its one byte of
-state. The state is written after what it speaks of is on disk, every few hundred images or seconds: a kill -9,
+state. The state is written after what it speaks of is on disk, every few hundred images or every second: a kill -9,
 or a power cut, loses at most what came since, and those images are scored again.
 """
 
@@ -32,7 +32,7 @@ from data.errors import InputError
 
 _FORMAT = 2
 _FLUSH_IMAGES = 512
-_FLUSH_SECONDS = 2.0
+_FLUSH_SECONDS = 1.0
 _TODO, _FAILED, _FIRST_MODEL = 0, 1, 2
 MODEL_KEYS = ("model_version", "model_hash", "preprocessing")
 MOST_MODELS = 256 - _FIRST_MODEL
@@ -101,7 +101,7 @@ class PartStore:
         return int(np.count_nonzero(self.state == _FIRST_MODEL + model))
 
     def add(self, row: int, part: Part) -> None:
-        """Take the outcome of image `row`; on disk after a few hundred images or seconds.
+        """Take the outcome of image `row`; on disk after a few hundred images or a second.
 
         Raises:
             RuntimeError: the image has an outcome already, or the numbers are not finite or not C each.
