@@ -24,13 +24,17 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
 }
 
 
+# A message travels in a header, of which callers take 8 KiB in all, and one character may need 12 bytes there.
+_LONGEST = 600
+
+
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """Status and message of `error`; what is not listed is logged, and INTERNAL."""
     for kind, status in _STATUS.items():
         if isinstance(error, kind):
-            return status, str(error)
+            return status, str(error)[:_LONGEST]
     _log.error("a call failed", exc_info=error)
-    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"[:_LONGEST]
 
 
 async def abort(context: Any, error: Exception) -> NoReturn:

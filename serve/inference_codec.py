@@ -137,15 +137,20 @@ def split_bytes(raw: bytes, count: int, name: str) -> list[bytes]:
     return elements
 
 
+def _quote(text: str) -> str:
+    """A caller's text for a message: short and on one line."""
+    return repr(text if len(text) <= 64 else text[:64] + "...")
+
+
 def _value(parameter: Any) -> Any:
     kind = parameter.WhichOneof("parameter_choice")
     return getattr(parameter, kind) if kind else None
 
 
 def _refuse(parameters: Mapping[str, Any], where: str) -> None:
-    for name in parameters:
-        if name in _REFUSED and _value(parameters[name]):
-            raise InputError(f"parameter '{name}' of {where}: {_REFUSED[name]}")
+    for name, reason in _REFUSED.items():
+        if name in parameters and _value(parameters[name]):
+            raise InputError(f"parameter '{name}' of {where}: {reason}")
 
 
 def _whole_number(parameters: Mapping[str, Any], name: str, meaning: str) -> int:
@@ -154,7 +159,9 @@ def _whole_number(parameters: Mapping[str, Any], name: str, meaning: str) -> int
         return 0
     kind, value = parameters[name].WhichOneof("parameter_choice"), _value(parameters[name])
     if kind not in ("int64_param", "uint64_param"):
-        raise InputError(f"parameter '{name}' must be int64 or uint64 ({meaning}), got {kind} {value!r}")
+        raise InputError(
+            f"parameter '{name}' must be int64 or uint64 ({meaning}), got {kind} {_quote(str(value))}"
+        )
     if value < 0:
         raise InputError(f"parameter '{name}' must be at least 0 ({meaning}), got {value}")
     return int(value)
@@ -163,9 +170,9 @@ def _whole_number(parameters: Mapping[str, Any], name: str, meaning: str) -> int
 def _outputs(wanted: Sequence[Any]) -> tuple[str, ...]:
     names = []
     for output in wanted:
-        _refuse(output.parameters, f"output '{output.name}'")
+        _refuse(output.parameters, f"output {_quote(output.name)}")
         if output.name not in OUTPUTS:
-            raise InputError(f"unknown output '{output.name}'; the model has: {', '.join(OUTPUTS)}")
+            raise InputError(f"unknown output {_quote(output.name)}; the model has: {', '.join(OUTPUTS)}")
         if output.name in names:
             raise InputError(f"output '{output.name}' is asked for twice; each may be asked for once")
         names.append(output.name)
@@ -176,20 +183,22 @@ def _images(
     request: Any, info: ModelInfo, limits: Limits
 ) -> Sequence[bytes] | Sequence[npt.NDArray[np.uint8]]:
     choices = f"'{INPUT_NAME}' (UINT8 [N, {info.size}, {info.size}, 3]) or '{JPEG_NAME}' (BYTES [N])"
-    names = [tensor.name for tensor in request.inputs]
-    for name in names:
-        if name not in INPUTS:
-            raise InputError(f"unknown input '{name}'; a request gives {choices}")
-    if len(names) != 1:
-        raise InputError(f"a request gives one input, {choices}; got {', '.join(names) or 'none'}")
+    if len(request.inputs) != 1:
+        names = ", ".join(_quote(tensor.name) for tensor in request.inputs[:4])
+        raise InputError(
+            f"a request gives one input, {choices}; got {len(request.inputs)}: {names or 'none'}"
+        )
     tensor = request.inputs[0]
+    if tensor.name not in INPUTS:
+        raise InputError(f"unknown input {_quote(tensor.name)}; a request gives {choices}")
     _refuse(tensor.parameters, f"input '{tensor.name}'")
     if tensor.datatype != DATATYPES[tensor.name]:
         raise InputError(
-            f"input '{tensor.name}' must have datatype {DATATYPES[tensor.name]}, got '{tensor.datatype}'; a request "
-            f"gives {choices}"
+            f"input '{tensor.name}' must have datatype {DATATYPES[tensor.name]}, got {_quote(tensor.datatype)}; a "
+            f"request gives {choices}"
         )
-    shape = tuple(tensor.shape)
+    # More dimensions than any tensor here has are not worth a tuple, or a place in a message.
+    shape = tuple(tensor.shape[:8])
     _check_shape(tensor.name, shape, info.size, limits)
     raw, elements = _elements(request, math.prod(shape))
     if tensor.name == JPEG_NAME:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,6 +45,24 @@ def _pixels(count=2, **changes):
     values = np.arange(count * PIXELS, dtype=np.uint8)
     changes = {"shape": (count, SIDE, SIDE, 3), "raw": (values.tobytes(),)} | changes
     return _request("image", "UINT8", **changes)
+
+
+def _with_parameters(request):
+    request.parameters["timeout"].int64_param = 5
+    request.parameters["priority"].uint64_param = 2
+    return request
+
+
+_SEEDS = [
+    request.SerializeToString()
+    for request in (
+        _request(),
+        _with_parameters(_request(outputs=("score", "status"))),
+        _request(raw=(), bytes_contents=[b"abc", b""]),
+        _pixels(),
+        _pixels(raw=(), uint_contents=range(96)),
+    )
+]
 
 
 def _read(request, **limits):
@@ -98,6 +117,30 @@ def test_decode_request__pixels(raw):
     np.testing.assert_array_equal(np.stack(images), values)
 
 
+@given(st.data())
+def test_decode_request__any_message_is_read_or_refused(data):
+    """Bytes of real requests, changed here and there: no error but `InputError`."""
+    number = st.integers(0, 255)
+    raw = bytearray(data.draw(st.sampled_from(_SEEDS)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(raw) - 1))
+        match data.draw(st.sampled_from(("change", "drop", "double"))):
+            case "change":
+                raw[place] = data.draw(number)
+            case "drop" if len(raw) > 1:
+                del raw[place]
+            case _:
+                raw[place:place] = raw[place : place + data.draw(number)]
+    try:
+        request = pb.ModelInferRequest.FromString(bytes(raw))
+        work = _read(request)
+    except (DecodeError, InputError):
+        return
+    assert 1 <= len(work.images) <= 64
+    assert all(isinstance(image, bytes) or image.shape == (SIDE, SIDE, 3) for image in work.images)
+    assert set(work.outputs) <= {"logit", "score", "status", "message"}
+
+
 def _two_inputs():
     request = _request()
     request.inputs.append(_pixels().inputs[0])
@@ -113,10 +156,15 @@ def _no_inputs():
     [
         (
             _no_inputs(),
-            "a request gives one input, 'image' (UINT8 [N, 4, 4, 3]) or 'jpeg' (BYTES [N]); got none",
+            "a request gives one input, 'image' (UINT8 [N, 4, 4, 3]) or 'jpeg' (BYTES [N]); got 0: none",
         ),
-        (_two_inputs(), "a request gives one input, 'image' (UINT8 [N, 4, 4, 3]) or 'jpeg' (BYTES [N]); got"),
+        (
+            _two_inputs(),
+            "a request gives one input, 'image' (UINT8 [N, 4, 4, 3]) or 'jpeg' (BYTES [N]); got 2: 'jpeg', 'image'",
+        ),
         (_request(name="picture"), "unknown input 'picture'; a request gives 'image' (UINT8"),
+        (_request(name="a\n" + "b" * 9999), "unknown input 'a\\n" + "b" * 62 + "...'; a request gives"),
+        (_request(shape=[1] * 99999), "with N at least 1, got [1, 1, 1, 1, 1, 1, 1, 1]"),
         (_request(datatype="UINT8"), "input 'jpeg' must have datatype BYTES, got 'UINT8'"),
         (
             _pixels(shape=(2, 3, 4, 4)),

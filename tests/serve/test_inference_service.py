@@ -187,12 +187,15 @@ def test_model_infer__names_and_rules(run_async, model_file, encode):
                 for request in (
                     _jpeg(image, model_name="other"),
                     _jpeg(image, model_version="7"),
+                    _jpeg(image, model_name="\U0001f600" * 50_000),
                     _jpeg(image, outputs=("label",)),
                     _pixels(np.zeros((1, 8, 8, 3), np.uint8)),
                 )
             ]
 
-    name, version, output, shape = run_async(scenario())
+    name, version, long, output, shape = run_async(scenario())
+    assert long.code() is grpc.StatusCode.NOT_FOUND
+    assert long.details().startswith("unknown model '\U0001f600")
     for error in (name, version):
         assert error.code() is grpc.StatusCode.NOT_FOUND
         assert "this server has: tailacc (version 1)" in error.details()
