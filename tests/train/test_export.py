@@ -145,7 +145,7 @@ def test_export_run__fits_on_the_selection_part_with_its_own_logits(
         assert not said.any() or target[said, c].mean() >= 0.8
     plain = export_run(finished.out, tmp_path / "n.onnx", "none").info
     assert (plain.scale, plain.bias, plain.calibration) == ((1.0,) * 20, (0.0,) * 20, "none")
-    with pytest.raises(InputError, match="--precision must be above 0 and at most 1, got 90"):
+    with pytest.raises(InputError, match="--wished-precision must be above 0 and at most 1, got 90"):
         export_run(finished.out, tmp_path / "o.onnx", "none", 90)
 
 
