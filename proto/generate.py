@@ -38,9 +38,7 @@ def generate(out: Path) -> list[Path]:
     from grpc_tools import protoc
 
     well_known = str(files("grpc_tools") / "_proto")
-    sources = [
-        str(path.relative_to(_ROOT)) for pattern in _SOURCES for path in sorted(_ROOT.glob(pattern))
-    ]
+    sources = [str(path.relative_to(_ROOT)) for pattern in _SOURCES for path in sorted(_ROOT.glob(pattern))]
     options = [f"-I{_ROOT}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}"]
     code = protoc.main(["protoc", *options, f"--grpc_python_out={out}", *sources])
     if code:
