@@ -81,8 +81,9 @@ class ServerConfig:
     """threads of the inference; 0: as many as cores"""
     decode_threads: int = 0
     """threads that decode images; 0: as many as cores"""
-    max_batch: int = 16
-    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this"""
+    max_batch: int = 0
+    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA; on the
+    CPU what takes the least CPU time at the start, at most 8"""
     max_delay_ms: float = 2.0
     """milliseconds that an image waits, while the model is idle, for others that are being decoded"""
     stall_s: float = 20.0
@@ -98,8 +99,8 @@ class ServerConfig:
         for name, value in (("threads", self.threads), ("decode-threads", self.decode_threads)):
             if not 0 <= value <= 1024:
                 raise InputError(f"--{name} must be from 0 to 1024, got {value}")
-        if not 1 <= self.max_batch <= 4096:
-            raise InputError(f"--max-batch must be from 1 to 4096, got {self.max_batch}")
+        if not 0 <= self.max_batch <= 4096:
+            raise InputError(f"--max-batch must be from 0 to 4096, got {self.max_batch}")
         if not 0 <= self.max_delay_ms <= 1000:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
         if not self.stall_s > 0:

@@ -243,7 +243,7 @@ class Engine:
         logit, score = model.run(images)
         ran = time.monotonic()
         both = np.concatenate((logit, score), axis=1)
-        fine: list[bool] = np.isfinite(both).all(axis=1).tolist()
+        fine = [bool(np.isfinite(row).all()) for row in both]
         outcomes: list[Outcome] = [
             Row(logit[row], score[row])
             if fine[row]

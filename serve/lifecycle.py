@@ -80,7 +80,7 @@ class ScoringServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", longest),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
         servicer = ScoringServicer(self.models, self.admission, config.limits)
         scoring_pb2_grpc.add_ScoringServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
@@ -227,13 +227,14 @@ def banner(server: ScoringServer) -> str:
         lines += [
             f"model    {served.name}: {ref.name} version {ref.version}, sha256 {ref.hash[:16]}, "
             f"{len(info.classes)} classes, {info.size} px ({info.name})",
-            f"device   {served.device.name} ({served.device.reason}); the golden image has its logits",
+            f"device   {served.device.name} ({served.device.reason}); the golden image has its logits; batches of "
+            f"{', '.join(str(size) for size in served.buckets)}"
+            + (" (the fastest at the start)" if not config.max_batch and served.device.name == "cpu" else ""),
         ]
     return "\n".join(
         (
             *lines,
-            f"threads  {threads}; batches of at most {config.max_batch} images, waiting at most "
-            f"{config.max_delay_ms:g} ms",
+            f"threads  {threads}; images wait at most {config.max_delay_ms:g} ms for others that are being decoded",
             f"limits   request: {limits.request_images} images, {limits.request_bytes / mib:g} MiB; image: "
             f"{limits.image_bytes / mib:g} MiB; in flight: {limits.inflight_requests} requests, "
             f"{limits.inflight_images} images, {limits.inflight_bytes / mib:g} MiB",

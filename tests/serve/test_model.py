@@ -8,7 +8,7 @@ from onnx import TensorProto
 from data.errors import InputError
 from data.model_file import ModelInfo
 from serve import device
-from serve.model import OnnxModel, buckets_up_to
+from serve.model import OnnxModel, buckets_up_to, fastest_bucket
 from serve.registry import ModelSource
 
 
@@ -109,6 +109,27 @@ def test_warm__a_golden_image_with_other_logits_is_refused(model_file, tmp_path)
 )
 def test_buckets_up_to__powers_of_two_and_the_largest(max_batch, wanted):
     assert buckets_up_to(max_batch) == wanted
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "wanted"),
+    [
+        ({1: 10, 2: 7.5, 4: 7.45, 8: 8}, 2),  # 4 is better by less than 2 %
+        ({1: 10, 2: 9, 4: 7.5, 8: 7}, 8),
+        ({1: 10, 2: 15}, 1),
+        ({1: 0.01, 2: 0.01, 4: 0.01}, 4),  # where the model is nothing, the way from batch to batch counts
+    ],
+)
+def test_fastest_bucket__the_smallest_near_the_best(milliseconds, wanted):
+    assert fastest_bucket({size: ms / 1000 for size, ms in milliseconds.items()}) == wanted
+
+
+def test_warm__chooses_the_buckets_itself(model_file):
+    model = _load(model_file, max_batch=0)
+    model.warm()
+    assert model.buckets == buckets_up_to(model.buckets[-1])
+    assert model.buckets[-1] <= 8
+    assert model.seconds_an_image > 0
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])
