@@ -338,6 +338,20 @@ def test_batcher__the_worker_s_death_gives_all_back_and_refuses_until_another_st
     assert driver.verdicts()[-1] is Verdict.DONE
 
 
+def test_batcher__a_dead_worker_that_comes_back_changes_nothing():
+    driver = Driver(max_batch=1, decoders=1)
+    driver.arrive(0, 1)
+    driver.die()
+    driver.batcher.worker_started()
+    driver.arrive(0, 1)
+    driver.arrive(0, 1)
+    (late,) = driver.dead_batches
+    assert driver.batcher.batch_done(late, ["late"], driver.now) == []
+    driver.check()  # the new batch still runs, and no second one beside it
+    driver.finish()
+    assert driver.verdicts() == [Verdict.LOST, Verdict.DONE, Verdict.DONE]
+
+
 def test_batcher__a_drain_refuses_what_is_new_and_waits_for_nothing():
     driver = Driver(max_batch=4, max_delay=5.0, decoders=1)
     driver.arrive(2)
