@@ -7,7 +7,7 @@ stored in the file's `metadata_props` as strings under `tailacc.<field>`.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from data.errors import InputError
 
@@ -39,6 +39,12 @@ class ModelInfo:
         precision_thresholds: C scores, the lowest with that precision on the selection part (1.0 where none has
             it), or empty where none were fitted.
         flip: whether the logit is the mean over the image and its mirror image.
+        golden_seed: of the golden image (`data.golden`).
+        golden_logit: C logits of that image by this graph on the CPU; empty in a file that no export has finished.
+        golden_tolerance: the largest |difference| from them at which a server becomes ready.
+        precision: of the body's arithmetic: "float32", "int8" or "float16".
+        gate: of a file that is not float32: what its gate saw on the selection part, such as `map` and
+            `map_float32` (`train/cheaper.py`); empty for float32.
     """
 
     name: str
@@ -56,21 +62,26 @@ class ModelInfo:
     wished_precision: float = 0.9
     precision_thresholds: tuple[float, ...] = ()
     flip: bool = False
+    golden_seed: int = 0
+    golden_logit: tuple[float, ...] = ()
+    golden_tolerance: float = 0.0
+    precision: str = "float32"
+    gate: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("scale", "bias", "thresholds", "precision_thresholds"):
-            length = len(getattr(self, field))
-            if length != len(self.classes) and (length or field != "precision_thresholds"):
+        for name in ("scale", "bias", "thresholds", "precision_thresholds", "golden_logit"):
+            length = len(getattr(self, name))
+            if length != len(self.classes) and (length or name not in ("precision_thresholds", "golden_logit")):
                 raise InputError(
-                    f"model file: {field} must have one number a class ({len(self.classes)}), got {length}"
+                    f"model file: {name} must have one number a class ({len(self.classes)}), got {length}"
                 )
 
     def to_metadata(self) -> dict[str, str]:
         """The `metadata_props` of the file: plain strings as they are, the rest as JSON."""
         out = {_PREFIX + "format": str(FORMAT)}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            out[_PREFIX + field.name] = value if isinstance(value, str) else json.dumps(value)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            out[_PREFIX + item.name] = value if isinstance(value, str) else json.dumps(value)
         return out
 
     @classmethod
@@ -82,14 +93,14 @@ class ModelInfo:
                 f"{source} is not a model file of format {FORMAT} (found: {found}); export it again"
             )
         values: dict[str, object] = {}
-        for field in fields(cls):
-            key = _PREFIX + field.name
+        for item in fields(cls):
+            key = _PREFIX + item.name
             if key not in metadata:
                 raise InputError(f"{source}: metadata '{key}' is missing; export it again")
             text = metadata[key]
             try:
-                value = text if field.type in (str, "str") else json.loads(text)
+                value = text if item.type in (str, "str") else json.loads(text)
             except json.JSONDecodeError as error:
                 raise InputError(f"{source}: metadata '{key}' is not JSON ({error}): '{text}'") from error
-            values[field.name] = tuple(value) if isinstance(value, list) else value
+            values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)  # type: ignore[arg-type]

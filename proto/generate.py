@@ -4,7 +4,8 @@
     python proto/generate.py --check    fail where what stands in the tree differs
 
 Needs grpcio-tools (the `dev` extra) at the version that pyproject.toml pins: another one writes other code.
-It runs `protoc -I.` from the project's root, so that the generated imports are absolute.
+It runs `protoc -I.` from the project's root, so that the generated imports are absolute. The code of
+proto/inference/ takes its descriptor pool from proto/inference/private_pool.py.
 """
 
 import argparse
@@ -14,7 +15,18 @@ from importlib.resources import files
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_SOURCES = "proto/tailacc/v1/*.proto"
+_SOURCES = ("proto/tailacc/v1/*.proto", "proto/inference/v2/*.proto")
+# Below this folder is `package inference`, of which other packages bring their own copies: its generated modules
+# get a pool of their own (private_pool.py says how) by these changes, each of one line.
+_PRIVATE_FOLDER = "proto/inference/"
+_PRIVATE = {
+    "from google.protobuf import descriptor_pool as _descriptor_pool\n": (
+        "from proto.inference import private_pool as _descriptor_pool\n"
+    ),
+    "from google.protobuf.internal import builder as _builder\n": (
+        "from proto.inference import private_pool as _builder\n"
+    ),
+}
 
 
 def generate(out: Path) -> list[Path]:
@@ -26,12 +38,25 @@ def generate(out: Path) -> list[Path]:
     from grpc_tools import protoc
 
     well_known = str(files("grpc_tools") / "_proto")
-    sources = [str(path.relative_to(_ROOT)) for path in sorted(_ROOT.glob(_SOURCES))]
+    sources = [str(path.relative_to(_ROOT)) for pattern in _SOURCES for path in sorted(_ROOT.glob(pattern))]
     options = [f"-I{_ROOT}", f"-I{well_known}", f"--python_out={out}", f"--pyi_out={out}"]
     code = protoc.main(["protoc", *options, f"--grpc_python_out={out}", *sources])
     if code:
         raise RuntimeError(f"protoc ended with code {code} on {', '.join(sources)}")
+    for source in sources:
+        if source.startswith(_PRIVATE_FOLDER):
+            _make_private(out / source.replace(".proto", "_pb2.py"))
     return sorted(path.relative_to(out) for path in out.rglob("*_pb2*") if path.suffix in (".py", ".pyi"))
+
+
+def _make_private(module: Path) -> None:
+    """Take the descriptor pool and the builder of a generated module from proto/inference/private_pool.py."""
+    text = module.read_text()
+    for public, private in _PRIVATE.items():
+        if text.count(public) != 1:
+            raise RuntimeError(f"{module.name} must hold this line once, for it to be changed: {public!r}")
+        text = text.replace(public, private)
+    module.write_text(text)
 
 
 def differences() -> list[str]:

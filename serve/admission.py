@@ -9,18 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve.config import Limits
-
-
-class ServerFull(RuntimeError):
-    """No room for the request now. `retry_ms` says in how many milliseconds to try again."""
-
-    def __init__(self, message: str, retry_ms: int) -> None:
-        super().__init__(message)
-        self.retry_ms = retry_ms
-
-
-class NotAccepting(RuntimeError):
-    """The server is loading its model, or stopping."""
+from serve.faults import NotAccepting, ServerFull
 
 
 class Admission:
@@ -48,8 +37,8 @@ class Admission:
         self.closed = reason
 
     @contextmanager
-    def admit(self, images: int, size: int) -> Iterator[None]:
-        """Hold a place for one request of `images` images and `size` bytes.
+    def admit(self, images: int, bytes: int) -> Iterator[None]:
+        """Hold a place for one request of `images` images and `bytes` bytes.
 
         Raises:
             NotAccepting: the server is loading or stopping.
@@ -61,7 +50,7 @@ class Admission:
         for what, held, more, limit in (
             ("requests", self.requests, 1, limits.inflight_requests),
             ("images", self.images, images, limits.inflight_images),
-            ("bytes", self.size, size, limits.inflight_bytes),
+            ("bytes", self.size, bytes, limits.inflight_bytes),
         ):
             if held + more > limit:
                 raise ServerFull(
@@ -71,7 +60,7 @@ class Admission:
                 )
         self.requests += 1
         self.images += images
-        self.size += size
+        self.size += bytes
         self.admitted += 1
         self._idle.clear()
         try:
@@ -79,7 +68,7 @@ class Admission:
         finally:
             self.requests -= 1
             self.images -= images
-            self.size -= size
+            self.size -= bytes
             if not self.requests:
                 self._idle.set()
 

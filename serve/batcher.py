@@ -1,212 +1,363 @@
-"""Micro-batching across requests: single items in, one result an item out, in batches of what waits.
+"""The life of every request, as a state machine without gRPC, ONNX, threads, asyncio or a clock.
 
-Two parts, neither of which knows gRPC or ONNX:
+Events go in, each with the time `now` (seconds, any epoch); actions come out, for a driver to carry out:
 
-- `BatchQueue`: what waits and when a batch is due. It has no clock, thread or future: time is an argument.
-- `Batcher`: drives it on an event loop and runs the batch function in one thread.
+    event                                   action
+    arrive, cancel, tick                    Decode(item)     decode this image in the pool
+    decoded, decode_failed                  Run(batch)       run this batch, the only one at a time
+    batch_done, batch_failed                Answer(request)  its `verdict` and `outcomes` are final
+    worker_died, worker_started, drain
 
-An item is waiting, then running, then answered; a cancelled item goes from waiting to answered at once and
-never runs. Whatever happens, every item is answered exactly once: with its result, with `BatchFailed`
-where the batch function raised, with `BatcherClosed` where the batcher stopped, or by its own cancellation.
-A deadline is a cancellation by the caller (`asyncio.timeout`).
+An image goes   queued -> decoding -> ready -> running -> settled;   pixels begin at ready.
+
+Whatever the order of events:
+- a request is answered exactly once: DONE with one outcome an image, or with the reason why not;
+- work of a request that was answered is dropped at every step, and what was running is thrown away;
+- what has expired is dropped before it is decoded and again before it is run;
+- a batch holds at most the largest bucket; images of one priority are taken in the order in which they came;
+- at most `ahead` images are decoded ahead of the model, which bounds the memory that pixels take.
+
+`tests/serve/test_batcher.py` walks through random interleavings and holds it to this.
 """
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from enum import Enum
+from typing import Any
 
 from data.errors import InputError
 
-In = TypeVar("In")
-Out = TypeVar("Out")
-Entry = TypeVar("Entry")
 
+class Verdict(Enum):
+    """How a request ended."""
 
-class BatchFailed(RuntimeError):
-    """The batch function raised on the batch that held this item. Trying again may help."""
-
-
-class BatcherClosed(RuntimeError):
-    """The batcher takes nothing more: it is draining, or its worker has ended."""
-
-
-class BatchQueue(Generic[Entry]):
-    """What waits, oldest first, and when the next batch is due.
-
-    A batch is due at once when `max_batch` entries wait or when draining, otherwise when the oldest has
-    waited `max_delay` seconds.
-    """
-
-    def __init__(self, max_batch: int, max_delay: float) -> None:
-        if max_batch < 1:
-            raise InputError(f"max_batch must be at least 1, got {max_batch}")
-        if not 0 <= max_delay < 60:
-            raise InputError(f"max_delay must be from 0 to 60 s, got {max_delay}")
-        self.max_batch, self.max_delay = max_batch, max_delay
-        self.draining = False
-        # A dict keeps the order of arrival and drops a cancelled entry in constant time.
-        self._waiting: dict[Entry, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def add(self, entry: Entry, now: float) -> None:
-        """Let `entry` wait. Raises `BatcherClosed` when draining."""
-        if self.draining:
-            raise BatcherClosed("the batcher is draining and takes nothing more")
-        self._waiting[entry] = now
-
-    def discard(self, entry: Entry) -> None:
-        """Forget `entry` where it still waits."""
-        self._waiting.pop(entry, None)
-
-    def due_at(self) -> float | None:
-        """The time from which `take` gives a batch; None when nothing waits."""
-        if not self._waiting:
-            return None
-        oldest = next(iter(self._waiting.values()))
-        return oldest if self.draining or len(self) >= self.max_batch else oldest + self.max_delay
-
-    def take(self) -> list[Entry]:
-        """Remove and return the oldest entries, at most `max_batch`."""
-        batch = [entry for entry, _ in zip(self._waiting, range(self.max_batch), strict=False)]
-        for entry in batch:
-            del self._waiting[entry]
-        return batch
-
-    def drain(self) -> None:
-        """Refuse what is new; what waits is due at once."""
-        self.draining = True
+    DONE = "every image has its outcome"
+    EXPIRED = "the deadline passed"
+    CANCELLED = "the caller gave up"
+    LOST = "the inference worker died"
+    REFUSED = "nothing new is taken"
 
 
 @dataclass(eq=False, slots=True)
-class _Member(Generic[In, Out]):
-    payload: In
-    future: "asyncio.Future[Out]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+class Request:
+    """Some images of one caller.
+
+    Attributes:
+        outcomes: one an image; those that were clear from the start are there before `arrive`.
+        deadline: from this time on the answer is worth nothing.
+        priority: 1 first, then 2 ...; 0 after all others.
+        token: whatever the driver needs to find the caller.
+        verdict, message: how it ended, and in words where it is not DONE; None while it is held.
+        arrived, finished, last_batch: times; `last_batch` is the end of the last batch that held an image of it.
+        decode_s: seconds that threads spent on decoding its images.
+        infer_s: seconds of the batches that held its images, each batch once.
+    """
+
+    outcomes: list[Any]
+    deadline: float = math.inf
+    priority: int = 0
+    token: Any = None
+    verdict: Verdict | None = None
+    message: str = ""
+    arrived: float = 0.0
+    finished: float = 0.0
+    last_batch: float = 0.0
+    decode_s: float = 0.0
+    infer_s: float = 0.0
+    _items: list["Item"] = field(default_factory=list)
+    _left: int = 0
 
 
-class Batcher(Generic[In, Out]):
-    """Gathers items from many callers into batches and runs them one batch at a time.
+@dataclass(eq=False, slots=True)
+class Item:
+    """Image `index` of `request`. `content`: encoded bytes, then pixels, then None."""
+
+    request: Request
+    index: int
+    content: Any
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """`items` to be run as a batch of size `bucket`; what is missing is padding."""
+
+    items: list[Item]
+    bucket: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Decode `item`, then report `decoded` or `decode_failed`."""
+
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run `batch`, then report `batch_done`, `batch_failed` or `worker_died`."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`request` has its verdict."""
+
+    request: Request
+
+
+Action = Decode | Run | Answer
+
+
+class _Line:
+    """Items that wait: by priority, then in the order of arrival; any can leave in constant time."""
+
+    def __init__(self) -> None:
+        self._levels: dict[float, dict[Item, float]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, item: Item, now: float) -> None:
+        level = self._levels.setdefault(item.request.priority or math.inf, {})
+        level[item] = now
+        self._count += 1
+
+    def discard(self, item: Item) -> None:
+        key = item.request.priority or math.inf
+        level = self._levels.get(key, {})
+        if level.pop(item, None) is not None:
+            self._count -= 1
+            if not level:
+                del self._levels[key]
+
+    def pop(self) -> Item:
+        item = next(iter(self._levels[min(self._levels)]))
+        self.discard(item)
+        return item
+
+    def oldest(self) -> float:
+        return min(next(iter(level.values())) for level in self._levels.values())
+
+
+class Batcher:
+    """The state machine. See the module's text; for one thread at a time.
 
     Args:
-        run_batch: takes 1 to `max_batch` items, returns one result an item, in order. Called in one thread
-            of its own, so it may block; it should release the GIL.
-        max_batch: the most items in a batch.
-        max_delay: seconds that the oldest item waits for company while the thread is idle.
-
-    Create it inside a running event loop. All methods are for that loop's thread.
+        buckets: the batch sizes that may be run, ascending, the first of them 1.
+        max_delay: seconds that a ready image waits for others that are on their way, while nothing runs.
+        decoders: how many images may be decoded at once.
+        ahead: how many images may be decoded or being decoded while they wait for the model.
+        pad: fill a batch up to the next bucket (where a larger batch costs little more, as on a GPU); otherwise
+            take the largest bucket that is full, so that no work is done for padding.
     """
 
     def __init__(
-        self, run_batch: Callable[[list[In]], Sequence[Out]], max_batch: int, max_delay: float
+        self, buckets: Sequence[int], max_delay: float, decoders: int, ahead: int, pad: bool
     ) -> None:
-        self._run_batch = run_batch
-        self._queue: BatchQueue[_Member[In, Out]] = BatchQueue(max_batch, max_delay)
-        self._running: list[_Member[In, Out]] = []
-        self._changed = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
-        self._worker = asyncio.create_task(self._work(), name="batcher")
-        self._worker.add_done_callback(self._end)
+        if not buckets or buckets[0] != 1 or list(buckets) != sorted(set(buckets)):
+            raise InputError(f"buckets must ascend from 1, got {list(buckets)}")
+        if not 0 <= max_delay < 60:
+            raise InputError(f"max_delay must be from 0 to 60 s, got {max_delay}")
+        if decoders < 1 or ahead < buckets[-1]:
+            raise InputError(
+                f"decoders must be at least 1, got {decoders}; ahead at least {buckets[-1]}, got {ahead}"
+            )
+        self.buckets, self.max_delay, self.pad = tuple(buckets), max_delay, pad
+        self._decoders, self._ahead = decoders, ahead
+        self.draining = False
+        self.down = ""
+        self._held: dict[Request, None] = {}
+        self._queued, self._ready = _Line(), _Line()
+        self._decoding: dict[Item, None] = {}
+        self._running: Batch | None = None
+        self._next_deadline = math.inf
 
     @property
-    def waiting(self) -> int:
-        """Items that wait for a batch."""
-        return len(self._queue)
+    def held(self) -> int:
+        """Requests without an answer."""
+        return len(self._held)
+
+    @property
+    def queued(self) -> int:
+        """Images that wait to be decoded."""
+        return len(self._queued)
+
+    @property
+    def decoding(self) -> int:
+        """Images that are being decoded, those of answered requests too."""
+        return len(self._decoding)
+
+    @property
+    def ready(self) -> int:
+        """Decoded images that wait for a batch."""
+        return len(self._ready)
 
     @property
     def running(self) -> int:
-        """Items of the batch that runs now."""
-        return len(self._running)
+        """Images of the batch that runs."""
+        return len(self._running.items) if self._running else 0
 
-    async def submit(self, payload: In) -> Out:
-        """Wait for the result of one item; cancelling the wait drops the item if it does not run yet.
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is held, decoded or run."""
+        return not (self._held or self._decoding or self._running)
 
-        Raises:
-            BatchFailed: the batch function raised.
-            BatcherClosed: the batcher stopped before the item had its result.
-        """
-        member: _Member[In, Out] = _Member(payload)
-        self._queue.add(member, time.monotonic())
-        self._changed.set()
-        try:
-            return await member.future
-        finally:
-            self._queue.discard(member)
+    def arrive(
+        self, request: Request, encoded: Iterable[Item], pixels: Iterable[Item], now: float
+    ) -> list[Action]:
+        """A new request; `encoded` are to be decoded, `pixels` are ready."""
+        actions = self._expire(now)
+        request.arrived = now
+        self._held[request] = None
+        if self.draining or self.down:
+            verdict = Verdict.LOST if self.down else Verdict.REFUSED
+            message = self.down or "the model takes nothing more: it is stopping"
+            return [*actions, self._answer(request, verdict, message, now)]
+        for line, items in ((self._queued, encoded), (self._ready, pixels)):
+            for item in items:
+                line.add(item, now)
+                request._items.append(item)
+        request._left = len(request._items)
+        if not request._left:
+            return [*actions, self._answer(request, Verdict.DONE, "", now)]
+        self._next_deadline = min(self._next_deadline, request.deadline)
+        return [*actions, *self._expire(now), *self._pump(now)]
 
-    async def drain(self) -> None:
-        """Refuse new items, answer all that were taken, and end the thread."""
-        self._queue.drain()
-        self._changed.set()
-        await asyncio.wait([self._worker])
+    def cancel(self, request: Request, now: float) -> list[Action]:
+        """The caller has gone."""
+        if request not in self._held:
+            return []
+        return [
+            self._answer(request, Verdict.CANCELLED, "cancelled", now),
+            *self._expire(now),
+            *self._pump(now),
+        ]
 
-    async def wait_ended(self) -> BaseException | None:
-        """Wait until the worker has ended; the error that ended it, or None after a drain."""
-        await asyncio.wait([self._worker])
-        return asyncio.CancelledError() if self._worker.cancelled() else self._worker.exception()
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed, at least to `wake_at`."""
+        return [*self._expire(now), *self._pump(now)]
 
-    async def _work(self) -> None:
-        while batch := await self._next_batch():
-            self._running = batch
-            await self._answer(batch)
-            self._running = []
+    def decoded(self, item: Item, pixels: Any, seconds: float, now: float) -> list[Action]:
+        """The pixels of `item` are there."""
+        del self._decoding[item]
+        item.request.decode_s += seconds
+        if item.request in self._held:
+            item.content = pixels
+            self._ready.add(item, now)
+        return [*self._expire(now), *self._pump(now)]
 
-    def _end(self, worker: "asyncio.Task[None]") -> None:
-        """Runs when the worker has ended, in whatever way; nobody may wait for an answer that cannot come.
+    def decode_failed(self, item: Item, outcome: Any, now: float) -> list[Action]:
+        """`item` cannot be decoded; `outcome` says why."""
+        del self._decoding[item]
+        actions = self._expire(now)
+        actions += self._settle(item, outcome, now)
+        return [*actions, *self._pump(now)]
 
-        A callback and not a `finally` in `_work`: a task cancelled before its first step runs no line of it.
-        """
-        self._queue.drain()
-        left, self._running = self._running, []
-        while waiting := self._queue.take():
-            left += waiting
-        for member in left:
-            _fail(member, BatcherClosed("the inference worker has ended"))
-        self._thread.shutdown(wait=False)
+    def batch_done(self, batch: Batch, outcomes: Sequence[Any], now: float) -> list[Action]:
+        """`batch` has run: one outcome an item. Nothing, where the worker was declared dead meanwhile."""
+        if batch is not self._running:
+            return []
+        self._running = None
+        actions = self._expire(now)
+        for request in {item.request: None for item in batch.items}:
+            request.infer_s += now - batch.started
+            request.last_batch = now
+        for item, outcome in zip(batch.items, outcomes, strict=True):
+            actions += self._settle(item, outcome, now)
+        return [*actions, *self._pump(now)]
 
-    async def _next_batch(self) -> list[_Member[In, Out]]:
-        """The next batch once it is due; empty when drained."""
-        while True:
-            due = self._queue.due_at()
-            if due is None and self._queue.draining:
-                return []
-            delay = None if due is None else due - time.monotonic()
-            if delay is not None and delay <= 0:
-                return self._queue.take()
-            self._changed.clear()
-            try:
-                async with asyncio.timeout(delay):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+    def batch_failed(self, batch: Batch, outcome: Any, now: float) -> list[Action]:
+        """`batch` could not be run; `outcome` is that of each of its items."""
+        return self.batch_done(batch, [outcome] * len(batch.items), now)
 
-    async def _answer(self, batch: list[_Member[In, Out]]) -> None:
-        """Run one batch and answer every member."""
-        loop = asyncio.get_running_loop()
-        payloads = [member.payload for member in batch]
-        results, error = await loop.run_in_executor(self._thread, self._guarded, payloads)
-        if error is not None:
-            for member in batch:
-                # One exception object each: a traceback grows every time that one is raised.
-                _fail(member, BatchFailed(error))
-            return
-        for member, result in zip(batch, results, strict=True):
-            if not member.future.done():
-                member.future.set_result(result)
+    def worker_died(self, reason: str, now: float) -> list[Action]:
+        """The worker is gone: all that is held is given back, and nothing is taken until `worker_started`."""
+        self.down = reason
+        self._running = None
+        return [self._answer(request, Verdict.LOST, reason, now) for request in list(self._held)]
 
-    def _guarded(self, payloads: list[In]) -> tuple[Sequence[Out], str | None]:
-        """Run in the thread: the results, or why there are none. Never raises, whatever the function does."""
-        try:
-            results = self._run_batch(payloads)
-            if len(results) != len(payloads):
-                return (), f"the model gave {len(results)} results for {len(payloads)} items"
-        except BaseException as error:  # SystemExit too: raised through the loop it would end the server
-            return (), f"{type(error).__name__}: {error}"
-        return results, None
+    def worker_started(self) -> None:
+        """There is a worker again."""
+        self.down = ""
 
+    def drain(self, now: float) -> list[Action]:
+        """Take nothing new; what is held is finished without waiting for company."""
+        self.draining = True
+        return [*self._expire(now), *self._pump(now)]
 
-def _fail(member: _Member[In, Out], error: Exception) -> None:
-    if not member.future.done():
-        member.future.set_exception(error)
+    def wake_at(self) -> float:
+        """When `tick` is due; infinity where only other events matter."""
+        return min(self._next_deadline, self._due_at())
+
+    def _due_at(self) -> float:
+        """When the next batch is due."""
+        if self._running or not len(self._ready):
+            return math.inf
+        company = (len(self._queued) or self._decoding) and not self.draining
+        if len(self._ready) >= self.buckets[-1] or not company:
+            return -math.inf
+        return self._ready.oldest() + self.max_delay
+
+    def _pump(self, now: float) -> list[Action]:
+        """Start what can be started."""
+        actions: list[Action] = []
+        if self._due_at() <= now:
+            self._running = self._take(now)
+            actions.append(Run(self._running))
+        while (
+            len(self._queued)
+            and len(self._decoding) < self._decoders
+            and len(self._decoding) + len(self._ready) < self._ahead
+        ):
+            item = self._queued.pop()
+            self._decoding[item] = None
+            actions.append(Decode(item))
+        return actions
+
+    def _take(self, now: float) -> Batch:
+        count = min(len(self._ready), self.buckets[-1])
+        if self.pad:
+            bucket = next(size for size in self.buckets if size >= count)
+        else:
+            bucket = count = max(size for size in self.buckets if size <= count)
+        return Batch([self._ready.pop() for _ in range(count)], bucket, now)
+
+    def _expire(self, now: float) -> list[Action]:
+        if now < self._next_deadline:
+            return []
+        late = [request for request in self._held if request.deadline <= now]
+        actions: list[Action] = [
+            self._answer(
+                request,
+                Verdict.EXPIRED,
+                f"the deadline passed after {now - request.arrived:.3f} s on the server, with "
+                f"{request._left} of {len(request.outcomes)} images to go",
+                now,
+            )
+            for request in late
+        ]
+        self._next_deadline = min((request.deadline for request in self._held), default=math.inf)
+        return actions
+
+    def _settle(self, item: Item, outcome: Any, now: float) -> list[Action]:
+        request = item.request
+        item.content = None
+        if request not in self._held:
+            return []
+        request.outcomes[item.index] = outcome
+        request._left -= 1
+        return [] if request._left else [self._answer(request, Verdict.DONE, "", now)]
+
+    def _answer(self, request: Request, verdict: Verdict, message: str, now: float) -> Answer:
+        del self._held[request]
+        request.verdict, request.message, request.finished = verdict, message, now
+        for item in request._items:
+            self._queued.discard(item)
+            self._ready.discard(item)
+            item.content = None
+        request._items.clear()
+        return Answer(request)

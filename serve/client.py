@@ -2,6 +2,7 @@
 
 python serve/client.py score                                  the default devkit -> runs/scores.parquet
 python serve/client.py score --server HOST:8001,HOST2:8001 --images DIR --out scores.parquet
+python serve/client.py score --images DIR --send pixels       decode and resize here instead of there
 python serve/client.py classify photo.jpg                     labels for a person
 """
 

@@ -66,22 +66,28 @@ def option(limit: str) -> str:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Serve one ONNX model over gRPC."""
+    """Serve one ONNX model, or several, over gRPC."""
 
     model: str = DEFAULT_MODEL
-    """model.onnx, or models:/NAME@ALIAS or models:/NAME/VERSION in MLflow's registry (MLFLOW_TRACKING_URI)"""
+    """model.onnx, or models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID in MLflow (MLFLOW_TRACKING_URI). Several:
+    NAME=A,NAME2=B; a call that names none gets the first"""
     listen: str = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes any free one"""
+    compress_answers: bool = False
+    """gzip the answers; what callers send may be compressed in any case"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where it works, else the CPU, said in the banner; cuda: an error where it does not work"""
     threads: int = 0
     """threads of the inference; 0: as many as cores"""
     decode_threads: int = 0
     """threads that decode images; 0: as many as cores"""
-    max_batch: int = 16
-    """the most images in one batch of the model"""
+    max_batch: int = 0
+    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA; on the
+    CPU what takes the least CPU time at the start, at most 8"""
     max_delay_ms: float = 2.0
-    """milliseconds that an image waits for company while the model is idle"""
+    """milliseconds that an image waits, while the model is idle, for others that are being decoded"""
+    stall_s: float = 20.0
+    """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
     grace_s: float = 20.0
     """seconds that SIGTERM leaves for what was accepted"""
     limits: Limits = field(default_factory=Limits)
@@ -93,10 +99,12 @@ class ServerConfig:
         for name, value in (("threads", self.threads), ("decode-threads", self.decode_threads)):
             if not 0 <= value <= 1024:
                 raise InputError(f"--{name} must be from 0 to 1024, got {value}")
-        if not 1 <= self.max_batch <= 4096:
-            raise InputError(f"--max-batch must be from 1 to 4096, got {self.max_batch}")
+        if not 0 <= self.max_batch <= 4096:
+            raise InputError(f"--max-batch must be from 0 to 4096, got {self.max_batch}")
         if not 0 <= self.max_delay_ms <= 1000:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
+        if not self.stall_s > 0:
+            raise InputError(f"--stall-s must be above 0, got {self.stall_s}")
         if self.grace_s < 0:
             raise InputError(f"--grace-s must be at least 0, got {self.grace_s}")
 
@@ -106,7 +114,9 @@ class Connection:
     """Where the servers are and how patient the client is."""
 
     server: str = DEFAULT_ADDRESS
-    """HOST:PORT[,HOST:PORT...]; all must serve the same model"""
+    """HOST:PORT[,HOST:PORT...]; each call goes to the least busy one that works"""
+    model: str = ""
+    """name of the model in the servers, where they have several; "": their first one"""
     connect_s: float = 10.0
     """seconds to wait for a server that does not answer yet"""
     call_s: float = 60.0
@@ -145,10 +155,17 @@ class ScoreConfig:
     """images in one call"""
     calls: int = 4
     """calls in flight at each server; images in flight are at most calls x batch x servers"""
+    inflight_bytes: int = 64 * _MIB
+    """bytes of images in flight, as files and as pixels; one image above it goes alone"""
     channels: int = 2
     """connections to each server"""
+    send: Literal["file", "pixels"] = "file"
+    """file: JPEG or PNG as it is; pixels: decoded and resized here, which the servers then need not do. Same
+    scores"""
     restart: bool = False
     """forget the parts of an earlier run instead of going on from them"""
+    allow_model_change: bool = False
+    """go on where the servers' model changes; the manifest then lists the models, with the images of each"""
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
@@ -156,6 +173,8 @@ class ScoreConfig:
         for name, value in (("batch", self.batch), ("calls", self.calls), ("channels", self.channels)):
             if not 1 <= value <= 1024:
                 raise InputError(f"--{name} must be from 1 to 1024, got {value}")
+        if self.inflight_bytes < 1:
+            raise InputError(f"--inflight-bytes must be at least 1, got {self.inflight_bytes}")
 
 
 @dataclass(frozen=True)

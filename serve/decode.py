@@ -1,29 +1,43 @@
-"""The decode pool: encoded images to pixels, in threads, since `data.image.load` releases the GIL."""
+"""The decode pool: encoded images to pixels in threads, which works since `data.image.load` releases the GIL."""
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
 
-import numpy as np
-import numpy.typing as npt
-
-from data.image import load
+Job = Callable[[], None]
 
 
 class DecodePool:
-    """Decodes with `threads` threads to uint8[size, size, 3]. For one event loop."""
+    """`threads` threads that carry out jobs in order. Shared by all models of a server.
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size = size
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    How many jobs wait here is bounded by the batchers that send them (at most `threads` each). Not a
+    `ThreadPoolExecutor`: that makes a future with a lock for every image, and at its end waits for threads.
+    """
 
-    async def load(self, content: bytes) -> npt.NDArray[np.uint8]:
-        """Decode one image; cancelling the wait drops the work if no thread has begun it.
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-        Raises:
-            ImageError: the bytes are not an image that can be decoded.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, load, content, self.size)
+    def submit(self, job: Job) -> None:
+        """Carry out `job`, which must not raise, in a thread."""
+        self._jobs.put(job)
 
-    def close(self) -> None:
-        """Drop what has not begun and end the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, wait_s: float) -> bool:
+        """End the threads once what was submitted is done; whether all had ended within `wait_s` seconds."""
+        for _ in range(self.threads):
+            self._jobs.put(None)
+        end = time.monotonic() + wait_s
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while job := self._jobs.get():
+            job()

@@ -1,11 +1,22 @@
-"""Which device runs the model, and the reason in words. No silent fallback."""
+"""Which device runs the model, the reason in words, and a session on it. No silent fallback."""
 
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data.errors import InputError
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+
+Floats = npt.NDArray[np.float32]
+
+_CUDA = "CUDAExecutionProvider"
+# cudnn_conv_algo_search: EXHAUSTIVE, the default, tries every algorithm at every new batch size, for seconds.
+# use_tf32: on by default, rounds the factors of every convolution to 10 bits; scores would not be those of the CPU.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +44,46 @@ def open_session(path: Path, wanted: str, threads: int) -> tuple[Any, Device]:
 
         # The CUDA libraries are in wheels of their own, where the loader does not look.
         ort.preload_dlls()
-        # EXHAUSTIVE, the default, tries every convolution algorithm at every new batch size.
-        session = _session(path, [("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"})], 1)
-        if "CUDAExecutionProvider" in session.get_providers():
+        # What few operators stay on the CPU are about shapes: one thread, so that decode has the cores.
+        session = _session(path, [(_CUDA, _CUDA_OPTIONS)], 1)
+        if _CUDA in session.get_providers():
+            # Without this a provider that fails during a run is replaced by the CPU for good, in silence.
+            session.disable_fallback()
             return session, Device("cuda", "the CUDA provider of ONNX Runtime is in use")
         problem = "ONNX Runtime could not start its CUDA provider (its own message is above)"
     if wanted == "cuda":
         raise InputError(f"--device cuda does not work here: {problem}; use --device cpu, or auto")
     return _session(path, [], threads), Device("cpu", f"no CUDA: {problem}")
+
+
+class BoundBatch:
+    """One bucket on a device with memory of its own: the input buffer is made and bound once.
+
+    A plain `session.run` would allocate and pin memory for every batch, and copy the input twice.
+
+    Args:
+        session: on `device`.
+        device: "cuda", or "cpu" to try the same path without a GPU.
+        images: uint8[bucket, S, S, 3] on the host, kept; fill it before `run`.
+    """
+
+    def __init__(self, session: Any, device: str, images: npt.NDArray[np.uint8]) -> None:
+        import onnxruntime as ort
+
+        self._session, self._images = session, images
+        self._input = ort.OrtValue.ortvalue_from_numpy(images, device, 0)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(INPUT_NAME, self._input)
+        # The outputs are a few numbers: ONNX Runtime copies them to the host at the end of the run.
+        for name in (LOGIT_NAME, SCORE_NAME):
+            self._binding.bind_output(name, "cpu")
+
+    def run(self) -> tuple[Floats, Floats]:
+        """Score what stands in the host buffer: logit and score, float32[bucket, C] each."""
+        self._input.update_inplace(self._images)
+        self._session.run_with_iobinding(self._binding)
+        logit, score = self._binding.copy_outputs_to_cpu()
+        return logit, score
 
 
 def _session(path: Path, providers: list[Any], threads: int) -> Any:
@@ -61,7 +104,7 @@ def _cuda_problem() -> str:
     """Why CUDA cannot work here, or "" where it may."""
     import onnxruntime as ort
 
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if _CUDA not in ort.get_available_providers():
         return "this ONNX Runtime is built without CUDA (install onnxruntime-gpu)"
     try:
         driver = ctypes.CDLL("libcuda.so.1")

@@ -1,109 +1,315 @@
-"""The engine: encoded images in, one outcome an image out. It knows nothing of gRPC.
+"""The engine of one model: drives the state machine of `serve.batcher` with real threads and a real clock.
 
-Each image is decoded and checked before it meets others in a batch, so a bad one cannot hurt its neighbours.
+Images in, one outcome an image out; it knows nothing of gRPC. Each image is decoded and checked before it meets
+others in a batch. A request costs the event loop one future and at most one wake-up: decode threads and the
+inference worker feed the state machine directly, under one lock that is held for microseconds.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data.image import ImageError
-from serve.batcher import Batcher, BatchFailed
+from data.errors import InputError
+from data.image import ImageError, load
+from serve.batcher import Action, Answer, Batch, Batcher, Decode, Item, Request, Run, Verdict
+from serve.counters import ModelStatistics
 from serve.decode import DecodePool
+from serve.faults import ModelDown, NotAccepting, ServerFull
 from serve.model import OnnxModel
+from serve.outcome import Failure, Outcome, Row, Trouble
+from serve.worker import InferenceWorker
 
 _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The answer of the model for one image: `logit` float32[C] and `score` float32[C], all finite."""
-
-    logit: npt.NDArray[np.float32]
-    score: npt.NDArray[np.float32]
-
-
-class Trouble(Enum):
-    """Why an image has no row; the same names as `ImageStatus.Code` in scoring.proto."""
-
-    BAD_IMAGE = "bad image"
-    TOO_LARGE = "too large"
-    INFERENCE_FAILED = "inference failed"
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an image has no row, with one line for a person."""
-
-    trouble: Trouble
-    message: str
-
-
-Outcome = Row | Failure
+# How much a new batch counts in the running mean of seconds an image.
+_PACE_WEIGHT = 0.2
+_FIRST_RESTART_S = 0.5
+_LONGEST_RESTART_S = 30.0
 
 
 class Engine:
-    """Decode pool, batcher and model together. Create it inside a running event loop.
+    """Drives one model. Create it inside a running event loop; `score` and `drain` are for that loop's thread.
 
     Args:
-        model: a loaded model.
-        decode_threads: how many images are decoded at once.
-        max_batch: the most images in one batch of the model.
-        max_delay: seconds that an image waits for company while the model is idle.
+        model: loaded and warm.
+        pool, worker: shared with the other models of the server.
+        max_delay: seconds that an image waits for others on their way while the model is idle.
         image_bytes: the most bytes of one encoded image.
+
+    Attributes:
+        model: the one that runs; another object after a restart of the worker.
+        batcher: the state machine, to look at.
+        statistics: what was done.
+        restarts: how often the model was opened again after a death of the worker.
     """
 
     def __init__(
-        self, model: OnnxModel, decode_threads: int, max_batch: int, max_delay: float, image_bytes: int
+        self, model: OnnxModel, pool: DecodePool, worker: InferenceWorker, max_delay: float, image_bytes: int
     ) -> None:
         self.model = model
-        self.batcher: Batcher[Pixels, Row] = Batcher(self._run_batch, max_batch, max_delay)
-        self._decoder = DecodePool(model.info.size, decode_threads)
+        self.statistics = ModelStatistics(model.buckets)
+        # Two batches ahead: the next one is whole when this one ends, and the one after it is on its way.
+        self.batcher = Batcher(
+            model.buckets,
+            max_delay,
+            pool.threads,
+            2 * model.buckets[-1] + pool.threads,
+            model.device.name == "cuda",
+        )
+        self.restarts = 0
+        self._pool, self._worker = pool, worker
         self._image_bytes = image_bytes
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._pace = model.seconds_an_image
+        self._wake = math.inf
+        self._loop_thread = threading.get_ident()
+        self._drained = asyncio.Event()
+        worker.subscribe(self._on_death)
 
-    async def score(self, contents: Sequence[bytes]) -> list[Outcome]:
-        """One outcome for each encoded image, in order. Cancelling it drops all work that has not begun.
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return not (self.batcher.down or self.batcher.draining)
 
-        Raises:
-            BatcherClosed: the engine stopped first.
-        """
-        return await asyncio.gather(*(self._score_one(content) for content in contents))
+    async def score(
+        self, images: Sequence[bytes | Pixels], deadline: float | None = None, priority: int = 0
+    ) -> list[Outcome]:
+        """See `serve.service.ServedModel.score`."""
+        now = time.monotonic()
+        request = Request([None] * len(images), deadline if deadline is not None else math.inf, priority)
+        encoded, pixels = self._items(request, images)
+        self._refuse_hopeless(request.deadline, now)
+        request.token = self._loop.create_future()
+        self._feed(self.batcher.arrive, request, encoded, pixels)
+        try:
+            await request.token
+        except asyncio.CancelledError:
+            self._feed(self.batcher.cancel, request)
+            raise
+        if request.verdict in _ERRORS:
+            raise _ERRORS[request.verdict](request.message)
+        return request.outcomes
 
     async def drain(self) -> None:
-        """Finish what was taken, then end the threads."""
-        await self.batcher.drain()
-        self._decoder.close()
+        """Take nothing new, finish what is held."""
+        self._feed(self.batcher.drain)
+        while not self.batcher.idle:
+            self._drained.clear()
+            await self._drained.wait()
+        self._worker.unsubscribe(self._on_death)
+        if self._timer:
+            self._timer.cancel()
 
-    def _run_batch(self, images: list[Pixels]) -> list[Row]:
-        logit, score = self.model.run(np.stack(images))
-        return [Row(*pair) for pair in zip(logit, score, strict=True)]
+    def _items(self, request: Request, images: Sequence[bytes | Pixels]) -> tuple[list[Item], list[Item]]:
+        """What is to be decoded and what is pixels already; an image that is too large has its outcome at once."""
+        if request.priority < 0:
+            raise InputError(f"priority must be at least 0, got {request.priority}")
+        encoded, pixels = [], []
+        shape = (self.model.info.size, self.model.info.size, 3)
+        for index, image in enumerate(images):
+            if isinstance(image, np.ndarray):
+                if image.shape != shape or image.dtype != np.uint8:
+                    raise InputError(
+                        f"pixels must be uint8{list(shape)}, got {image.dtype}{list(image.shape)} at position {index}"
+                    )
+                pixels.append(Item(request, index, image))
+            elif len(image) > self._image_bytes:
+                request.outcomes[index] = Failure(
+                    Trouble.TOO_LARGE,
+                    f"{len(image)} bytes are over the limit of {self._image_bytes} for one image "
+                    "(--limits.image-bytes)",
+                )
+                self.statistics.bad_images += 1
+            else:
+                encoded.append(Item(request, index, image))
+        return encoded, pixels
 
-    async def _score_one(self, content: bytes) -> Outcome:
-        if len(content) > self._image_bytes:
-            return Failure(
-                Trouble.TOO_LARGE,
-                f"{len(content)} bytes are over the limit of {self._image_bytes} for one image "
-                "(--limits.image-bytes)",
+    def _refuse_hopeless(self, deadline: float, now: float) -> None:
+        """Refuse at once what would only expire in the queue: under overload the time is spent on the others."""
+        if deadline == math.inf:
+            return
+        batcher = self.batcher
+        before = batcher.queued + batcher.decoding + batcher.ready + batcher.running
+        wait = before * self._pace
+        if now < deadline < now + wait:
+            self.statistics.fail.add(0)
+            raise ServerFull(
+                f"the server is full: {before} images are before this request, about {wait:.2f} s of work, and its "
+                f"deadline is in {deadline - now:.2f} s",
+                max(1, round((now + wait - deadline) * 1000)),
             )
+
+    def _feed(self, event: Callable[..., list[Action]], *arguments: Any) -> None:
+        """Give the state machine an event and carry out what it says. From any thread."""
+        with self._lock:
+            answers = self._carry_out(event(*arguments, time.monotonic()))
+            self._wake = self.batcher.wake_at()
+            wanted = answers or self._wake < self._timer_at or (self.batcher.draining and self.batcher.idle)
+        if not wanted:
+            return
+        if threading.get_ident() == self._loop_thread:
+            self._deliver(answers)
+        else:
+            # The loop may be closed: the server has stopped while a job was running.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver, answers)
+
+    def _carry_out(self, actions: list[Action]) -> list[Request]:
+        """Start what is to be started, under the lock; returns the requests that have their answer."""
+        answers = []
+        for action in actions:
+            match action:
+                case Answer(request):
+                    self._count(request)
+                    answers.append(request)
+                case Decode(item):
+                    self._pool.submit(partial(self._decode, item, item.content))
+                case Run(batch):
+                    contents = [item.content for item in batch.items]
+                    self._worker.submit(partial(self._run, batch, contents))
+        return answers
+
+    def _deliver(self, answers: list[Request]) -> None:
+        """On the loop: wake those who wait, and set the timer for what is due next."""
+        now = time.monotonic()
+        for request in answers:
+            if request.verdict is Verdict.DONE:
+                self.statistics.compute_output.add(now - request.finished)
+            if not request.token.done():
+                request.token.set_result(None)
+        self._drained.set()
+        if self._wake < self._timer_at:
+            if self._timer:
+                self._timer.cancel()
+            self._timer_at = self._wake
+            self._timer = self._loop.call_later(max(0.0, self._wake - now), self._tick)
+
+    def _tick(self) -> None:
+        self._timer_at = math.inf
+        self._feed(self.batcher.tick)
+
+    def _decode(self, item: Item, content: bytes) -> None:
+        """In a thread of the pool."""
+        if item.request.verdict is not None:
+            self._feed(self.batcher.decode_failed, item, None)
+            return
+        began = time.monotonic()
         try:
-            pixels = await self._decoder.load(content)
+            pixels = load(content, self.model.info.size)
         except ImageError as error:
-            return Failure(Trouble.BAD_IMAGE, str(error))
-        except Exception as error:
+            failure = Failure(Trouble.BAD_IMAGE, str(error))
+        except BaseException as error:
             # A fault of a decoder on strange bytes (no memory, a bug) is still this image's alone.
             _log.exception("the decoder failed on an image of %d bytes", len(content))
-            return Failure(Trouble.BAD_IMAGE, f"the decoder failed: {type(error).__name__}: {error}")
+            failure = Failure(Trouble.BAD_IMAGE, f"the decoder failed: {type(error).__name__}: {error}")
+        else:
+            self._feed(self.batcher.decoded, item, pixels, time.monotonic() - began)
+            return
+        self.statistics.bad_images += 1
+        self._feed(self.batcher.decode_failed, item, failure)
+
+    def _run(self, batch: Batch, contents: list[Pixels]) -> None:
+        """In the inference worker. What is raised here is the death of the worker."""
+        if all(item.request.verdict is not None for item in batch.items):
+            self._feed(self.batcher.batch_failed, batch, None)
+            return
+        model = self.model
         try:
-            row = await self.batcher.submit(pixels)
-        except BatchFailed as error:
-            return Failure(Trouble.INFERENCE_FAILED, str(error))
-        if not (np.isfinite(row.logit).all() and np.isfinite(row.score).all()):
-            return Failure(Trouble.INFERENCE_FAILED, "the model gave a value that is not finite")
-        return row
+            outcomes = self._infer(model, batch.bucket, contents)
+        except Exception as error:
+            outcomes = self._infer_alone(model, contents, error)
+        pace = (time.monotonic() - batch.started) / len(contents)
+        self._pace += _PACE_WEIGHT * (pace - self._pace)
+        self._feed(self.batcher.batch_done, batch, outcomes)
+
+    def _infer(self, model: OnnxModel, bucket: int, contents: list[Pixels]) -> list[Outcome]:
+        start = time.monotonic()
+        images = model.fill(bucket, contents)
+        filled = time.monotonic()
+        logit, score = model.run(images)
+        ran = time.monotonic()
+        both = np.concatenate((logit, score), axis=1)
+        fine = [bool(np.isfinite(row).all()) for row in both]
+        outcomes: list[Outcome] = [
+            Row(logit[row], score[row])
+            if fine[row]
+            else Failure(Trouble.INFERENCE_FAILED, "the model gave a value that is not finite")
+            for row in range(len(contents))
+        ]
+        self.statistics.add_batch(bucket, len(contents), filled - start, ran - filled, time.monotonic() - ran)
+        return outcomes
+
+    def _infer_alone(self, model: OnnxModel, contents: list[Pixels], error: Exception) -> list[Outcome]:
+        """After a failed batch: each image alone, so that one cannot hurt its neighbours.
+
+        Raises:
+            InputError: none could be run, and the golden image can't either: the model is broken, not the images.
+        """
+        _log.warning("a batch of %d failed: %s", len(contents), error)
+        outcomes: list[Outcome] = []
+        for pixels in contents:
+            if len(contents) > 1:
+                try:
+                    outcomes += self._infer(model, 1, [pixels])
+                    continue
+                except Exception as alone:
+                    error = alone
+            outcomes.append(Failure(Trouble.INFERENCE_FAILED, f"{type(error).__name__}: {error}"))
+        if all(isinstance(outcome, Failure) for outcome in outcomes):
+            model.check_golden()
+        return outcomes
+
+    def _on_death(self, reason: str) -> None:
+        """The worker has died, in whatever thread that was seen; another has taken its place."""
+        self._feed(self.batcher.worker_died, reason)
+        self._worker.submit(partial(self._reopen, self.model, _FIRST_RESTART_S))
+
+    def _reopen(self, broken: OnnxModel, pause: float) -> None:
+        """In the new worker: open, check and warm the model again, and go on with it."""
+        if self.model is not broken or self.batcher.draining:
+            return
+        try:
+            model = broken.reopen()
+        except Exception as error:
+            _log.error("the model could not be opened again, next attempt in %g s: %s", pause, error)
+            again = partial(self._reopen, broken, min(2 * pause, _LONGEST_RESTART_S))
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._loop.call_later, pause, self._worker.submit, again)
+            return
+        self.model = model
+        self.restarts += 1
+        with self._lock:
+            self.batcher.worker_started()
+
+    def _count(self, request: Request) -> None:
+        statistics, total = self.statistics, request.finished - request.arrived
+        if request.verdict is Verdict.DONE:
+            statistics.success.add(total)
+            statistics.queue.add(total - request.decode_s - request.infer_s)
+            statistics.compute_input.add(request.decode_s)
+            statistics.compute_infer.add(request.infer_s)
+        elif request.verdict is Verdict.CANCELLED:
+            statistics.cancel.add(total)
+        else:
+            statistics.fail.add(total)
+
+
+_ERRORS: dict[Verdict, type[Exception]] = {
+    Verdict.EXPIRED: TimeoutError,
+    Verdict.LOST: ModelDown,
+    Verdict.REFUSED: NotAccepting,
+}

@@ -6,8 +6,7 @@ from typing import Any, NoReturn
 import grpc
 
 from data.errors import InputError
-from serve.admission import NotAccepting, ServerFull
-from serve.batcher import BatcherClosed
+from serve.faults import InferenceFailed, ModelDown, ModelNotFound, NotAccepting, NotSupported, ServerFull
 
 _log = logging.getLogger(__name__)
 
@@ -17,17 +16,29 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     InputError: grpc.StatusCode.INVALID_ARGUMENT,
     ServerFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotAccepting: grpc.StatusCode.UNAVAILABLE,
-    BatcherClosed: grpc.StatusCode.UNAVAILABLE,
+    ModelDown: grpc.StatusCode.UNAVAILABLE,
+    ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    InferenceFailed: grpc.StatusCode.INTERNAL,
+    NotSupported: grpc.StatusCode.UNIMPLEMENTED,
     TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
 
+# A message travels in a header, of which callers take 8 KiB in all, and one character may need 12 bytes there.
+_LONGEST = 600
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Status and message of `error`; what is not listed is logged, and INTERNAL."""
+    for kind, status in _STATUS.items():
+        if isinstance(error, kind):
+            return status, str(error)[:_LONGEST]
+    _log.error("a call failed", exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"[:_LONGEST]
+
+
 async def abort(context: Any, error: Exception) -> NoReturn:
-    """End the call of `context` with the status that belongs to `error`; what is not listed is INTERNAL."""
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
-    if status is None:
-        _log.error("a call failed", exc_info=error)
-        await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+    """End the call of `context` with the status that belongs to `error`."""
     trailing = ((PUSHBACK_KEY, str(error.retry_ms)),) if isinstance(error, ServerFull) else ()
-    await context.abort(status, str(error), trailing)
+    await context.abort(*status_of(error), trailing)
     raise error  # never reached: `abort` raises, which its types do not say

@@ -9,8 +9,8 @@ from rich.table import Table
 from data.errors import InputError
 from serve.config import ClassifyConfig
 from serve.parts import Part
-from serve.remote import CallFailed, Servers
-from serve.scoring import Job, score_chunk, split_jobs
+from serve.remote import CallFailed, ModelChanged, Servers
+from serve.sending import Job, Sender, split_jobs
 
 
 async def classify(config: ClassifyConfig) -> int:
@@ -28,21 +28,22 @@ async def classify(config: ClassifyConfig) -> int:
             raise InputError(
                 f"no image file at {path} (a whole folder: python serve/client.py score --images DIR)"
             )
-    jobs = [Job(str(number), path, path.stat().st_size) for number, path in enumerate(config.images)]
+    jobs = [Job(row, str(row), path, path.stat().st_size) for row, path in enumerate(config.images)]
     table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("labels and scores")
     failed = 0
     async with Servers(config.connection) as servers:
-        limits = servers.model.limits
-        for chunk in split_jobs(jobs, limits.request_images, limits.request_bytes * 4 // 5):
-            try:
-                parts = await score_chunk(0, chunk, servers)
-            except CallFailed as error:
-                raise InputError(str(error)) from error
-            for part in sorted(parts, key=lambda part: int(part.image_id)):
-                failed += bool(part.reason)
-                table.add_row(escape(str(config.images[int(part.image_id)])), labels_of(part, servers.model))
+        # One call at a time: no bound on the bytes is needed beyond the servers' own.
+        with Sender(servers, pixels=0, budget=servers.request_bytes) as sender:
+            for chunk in split_jobs(jobs, servers.request_images, servers.request_bytes):
+                try:
+                    parts = await sender.score(chunk)
+                except (CallFailed, ModelChanged) as error:
+                    raise InputError(str(error)) from error
+                for job, part in sorted(parts, key=lambda pair: pair[0].row):
+                    failed += bool(part.reason)
+                    table.add_row(escape(str(job.path)), labels_of(part, servers.model))
         ref = servers.model.model
         table.caption = (
             f"{ref.name} version {ref.version} ({ref.hash[:16]}) at {', '.join(servers.addresses)}"

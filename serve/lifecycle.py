@@ -5,6 +5,7 @@ NOT_SERVING until the model is warm and from the first moment of the drain; SERV
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -20,16 +21,29 @@ from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.admission import Admission
 from serve.config import ServerConfig, cores, parse_address
+from serve.decode import DecodePool
 from serve.engine import Engine
+from serve.inference_reflection import ReflectionPool
+from serve.inference_service import INFERENCE_SERVICE, add_inference_service
 from serve.model import OnnxModel
-from serve.registry import open_source
+from serve.registry import open_source, split_models
+from serve.service import Models, ServedModel
 from serve.servicer import SERVICE, ScoringServicer
+from serve.worker import InferenceWorker
 
 # After the last answer new calls are still refused in words (UNAVAILABLE) for this long. Once gRPC's own stop
 # begins, a call that is on its way gets a bare CANCELLED, which a caller would not try again.
 _REFUSING_S = 0.2
 # Once all accepted work is answered, what is left are streams that never end by themselves (health Watch).
 _STREAMS_GRACE_S = 0.5
+# What a thread in the middle of a batch or of a decode gets to come back, when the server stops.
+_THREADS_GRACE_S = 0.2
+# How often the worker is looked after. What a caller or a load balancer sees of a death is at most this late.
+_TICK_S = 0.5
+_STATUS = {
+    True: health_pb2.HealthCheckResponse.SERVING,
+    False: health_pb2.HealthCheckResponse.NOT_SERVING,
+}
 
 
 class ScoringServer:
@@ -38,37 +52,50 @@ class ScoringServer:
     Attributes:
         address: HOST:PORT with the real port, once bound.
         admission: the counters.
-        engine: None until started.
+        models: empty until started.
+        worker: the inference worker of all models.
+        ended: whether all threads had ended at the end of `stop`; one in the middle of a batch can't be ended.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.admission = Admission(config.limits)
-        self.engine: Engine | None = None
+        self.models = Models()
         self.address = ""
-        self._servicer = ScoringServicer(self.admission, config.limits)
+        self.worker = InferenceWorker(config.stall_s)
+        self.ended = False
+        self._pool = DecodePool(config.decode_threads or cores())
+        # Folders of models from MLflow: a worker that died opens its model again from there.
+        self._sources = contextlib.ExitStack()
         self._health: Any = health.aio.HealthServicer()
+        self._shown: dict[str, Any] = {}
+        self._watch: asyncio.Task[None] | None = None
         # Twice the limit, so that a message just above it is refused in our words, with the option to change;
         # further above gRPC refuses it before it is in memory.
         longest = min(2 * config.limits.request_bytes, 2**31 - 1)
         self._server = grpc.aio.server(
+            compression=grpc.Compression.Gzip if config.compress_answers else None,
             options=[
                 # With SO_REUSEPORT a second server on the same port would start and take half of the calls.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", longest),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
-        scoring_pb2_grpc.add_ScoringServicer_to_server(self._servicer, self._server)  # type: ignore[no-untyped-call]
+        servicer = ScoringServicer(self.models, self.admission, config.limits)
+        scoring_pb2_grpc.add_ScoringServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        add_inference_service(self._server, self.models, self.admission, config.limits)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+            (SERVICE, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
+            self._server,
+            pool=ReflectionPool(),
         )
 
     async def bind(self) -> str:
         """Take the port and answer health checks with NOT_SERVING. Raises `InputError` for a port in use."""
         host, port = parse_address(self.config.listen, "--listen")
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._show_health()
         try:
             _try_port(host, port)
             bound = self._server.add_insecure_port(f"{host}:{port}")
@@ -83,34 +110,27 @@ class ScoringServer:
         return self.address
 
     async def start(self) -> None:
-        """Load and warm the model, then serve. Raises `InputError` as `OnnxModel` does."""
+        """Load and warm the models, then serve. Raises `InputError` as `OnnxModel` does."""
         config = self.config
-        model = await _load_in_thread(config)
-        self.engine = Engine(
-            model,
-            decode_threads=config.decode_threads or cores(),
-            max_batch=config.max_batch,
-            max_delay=config.max_delay_ms / 1000,
-            image_bytes=config.limits.image_bytes,
-        )
-        self._servicer.engine = self.engine
+        for name, model in await _load_in_thread(config, self._sources):
+            engine = Engine(
+                model, self._pool, self.worker, config.max_delay_ms / 1000, config.limits.image_bytes
+            )
+            number = model.ref.version if model.ref.version.isdecimal() else "1"
+            self.models.add(ServedModel(name, number, engine))
         self.admission.open()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-
-    async def wait_broken(self) -> str:
-        """Wait until the inference worker has ended by itself, which it should never; says why."""
-        if self.engine is None:
-            raise RuntimeError("wait_broken is for a started server")
-        error = await self.engine.batcher.wait_ended()
-        return f"the inference worker has ended: {error!r}"
+        await self._show_health()
+        self._watch = asyncio.create_task(self._watch_worker(), name="watch")
 
     async def stop(self, grace: float) -> int:
         """Refuse what is new, answer what was accepted within `grace` seconds, and end.
 
         Returns the number of accepted requests that were cut off.
         """
-        await self._health.enter_graceful_shutdown()
         self.admission.close("the server is stopping; try another, or again later")
+        if self._watch:
+            self._watch.cancel()
+        await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(grace):
                 await self.admission.wait_idle()
@@ -121,13 +141,29 @@ class ScoringServer:
         else:
             lost = 0
             await self._server.stop(_STREAMS_GRACE_S)
-        if self.engine:
-            await self.engine.drain()
+        # What still runs has no caller left, and threads that hang could not be waited for.
+        if not lost:
+            await asyncio.gather(*(model.engine.drain() for model in self.models.all()))
+        self.ended = self._pool.close(_THREADS_GRACE_S) and self.worker.close(_THREADS_GRACE_S)
+        self._sources.close()
         return lost
 
-    async def _set_health(self, status: Any) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
+    async def _watch_worker(self) -> None:
+        """Look after the inference worker, and say in the health service what is so."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.worker.check(_TICK_S)
+            await self._show_health()
+
+    async def _show_health(self) -> None:
+        """Set the status of the server ("" and each service) and of each model, where it has changed."""
+        ready = not self.admission.closed and self.models.ready
+        wanted = dict.fromkeys(("", SERVICE, INFERENCE_SERVICE), ready)
+        wanted |= {model.name: not self.admission.closed and model.ready for model in self.models.all()}
+        for name, serving in wanted.items():
+            if self._shown.get(name) is not serving:
+                self._shown[name] = serving
+                await self._health.set(name, _STATUS[serving])
 
 
 def _try_port(host: str, port: int) -> None:
@@ -140,56 +176,65 @@ def _try_port(host: str, port: int) -> None:
             probe.bind(address)
 
 
-async def _load_in_thread(config: ServerConfig) -> OnnxModel:
+async def _load_in_thread(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str, OnnxModel]]:
     """`_load` in a daemon thread, which does not hold up the end of the process as a pool's thread would.
 
     A registry that does not answer can take minutes, and SIGTERM must not wait for it.
     """
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[OnnxModel] = loop.create_future()
+    loaded: asyncio.Future[list[tuple[str, OnnxModel]]] = loop.create_future()
 
-    def settle(model: OnnxModel | None, error: Exception | None) -> None:
+    def settle(models: list[tuple[str, OnnxModel]], error: Exception | None) -> None:
         if loaded.done():  # cancelled meanwhile
             return
-        if model is None:
-            loaded.set_exception(error or RuntimeError("no model"))
+        if error:
+            loaded.set_exception(error)
         else:
-            loaded.set_result(model)
+            loaded.set_result(models)
 
     def work() -> None:
-        outcome: tuple[OnnxModel | None, Exception | None]
+        models: list[tuple[str, OnnxModel]] = []
+        error = None
         try:
-            outcome = _load(config), None
-        except Exception as error:
-            outcome = None, error
+            models = _load(config, sources)
+        except Exception as caught:
+            error = caught
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, *outcome)
+            loop.call_soon_threadsafe(settle, models, error)
 
     threading.Thread(target=work, name="load", daemon=True).start()
     return await loaded
 
 
-def _load(config: ServerConfig) -> OnnxModel:
-    with open_source(config.model) as source:
-        model = OnnxModel(source, config.device, config.threads or cores())
-    model.warm(config.max_batch)
-    return model
+def _load(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str, OnnxModel]]:
+    models = []
+    for name, text in split_models(config.model):
+        source = sources.enter_context(open_source(text))
+        model = OnnxModel(source, config.device, config.threads or cores(), config.max_batch)
+        model.warm()
+        models.append((name, model))
+    return models
 
 
 def banner(server: ScoringServer) -> str:
     """What serves and on what, for a person."""
-    if server.engine is None:
-        raise RuntimeError("the banner is for a started server")
-    config, model, limits = server.config, server.engine.model, server.config.limits
+    config, limits = server.config, server.config.limits
     threads = f"inference {config.threads or cores()}, decode {config.decode_threads or cores()}"
     mib = 1 << 20
+    lines = []
+    for served in server.models.all():
+        info, ref = served.info, served.ref
+        lines += [
+            f"model    {served.name}: {ref.name} version {ref.version}, sha256 {ref.hash[:16]}, "
+            f"{len(info.classes)} classes, {info.size} px ({info.name})",
+            f"device   {served.device.name} ({served.device.reason}); the golden image has its logits; batches of "
+            f"{', '.join(str(size) for size in served.buckets)}"
+            + (" (the fastest at the start)" if not config.max_batch and served.device.name == "cpu" else ""),
+        ]
     return "\n".join(
         (
-            f"model    {model.ref.name} version {model.ref.version}, sha256 {model.ref.hash[:16]}, "
-            f"{len(model.info.classes)} classes, {model.info.size} px ({model.info.name})",
-            f"device   {model.device.name} ({model.device.reason})",
-            f"threads  {threads}; batches of at most {config.max_batch} images, waiting at most "
-            f"{config.max_delay_ms:g} ms",
+            *lines,
+            f"threads  {threads}; images wait at most {config.max_delay_ms:g} ms for others that are being decoded",
             f"limits   request: {limits.request_images} images, {limits.request_bytes / mib:g} MiB; image: "
             f"{limits.image_bytes / mib:g} MiB; in flight: {limits.inflight_requests} requests, "
             f"{limits.inflight_images} images, {limits.inflight_bytes / mib:g} MiB",
@@ -215,7 +260,7 @@ async def serve(config: ServerConfig, say_ready: Callable[[str], None]) -> int:
     if not starting.done():
         starting.cancel()
         await server.stop(0)
-        return 0
+        return _leave(0, ended=False)
     try:
         await starting
     except BaseException:
@@ -223,12 +268,7 @@ async def serve(config: ServerConfig, say_ready: Callable[[str], None]) -> int:
         raise
     _say(banner(server))
     say_ready(server.address)
-    broken = asyncio.create_task(server.wait_broken())
-    await asyncio.wait((signalled, broken), return_when=asyncio.FIRST_COMPLETED)
-    if broken.done():
-        _say(f"error: {broken.result()}; stopping")
-        await server.stop(0)
-        return 1
+    await signalled
     _say(f"{signalled.result().name}: answering what was accepted, for at most {config.grace_s:g} s")
     hurry = asyncio.create_task(signals.get())
     stopping = asyncio.create_task(server.stop(config.grace_s))
@@ -241,7 +281,18 @@ async def serve(config: ServerConfig, say_ready: Callable[[str], None]) -> int:
         lost = await stopping
     hurry.cancel()
     _say(f"stopped: {server.admission.admitted} requests accepted, {lost} cut off")
-    return 1 if lost else 0
+    return _leave(1 if lost else 0, server.ended)
+
+
+def _leave(code: int, ended: bool) -> int:
+    """The exit code; where threads are still in ONNX Runtime the process ends here.
+
+    Python's own end would take the interpreter from under them, and the process would abort.
+    """
+    if not ended:
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a model comes from: a file, or MLflow's model registry (imported only when it is asked for)."""
+"""Where a model comes from: a file, an MLflow run, or MLflow's model registry (imported only when it is asked for)."""
 
 import os
 import re
@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 
-_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+_RUN = re.compile(r"runs:/(?P<run>[0-9a-f]{32})(?:/(?P<artifact>.+))?")
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<source>.+)")
+_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
+# What MLflow calls the model in a run (`train.publish.register_model`).
+_ARTIFACT = "model"
+DEFAULT_NAME = "tailacc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,54 +29,65 @@ class ModelSource:
     version: str = "file"
 
 
+def split_models(text: str) -> list[tuple[str, str]]:
+    """`--model` as (name, source) pairs: `A`, `NAME=A`, or several of these with commas between.
+
+    A source without a name is called after its registered name, or "tailacc".
+
+    Raises:
+        InputError: two models have the same name.
+    """
+    out: list[tuple[str, str]] = []
+    for part in [text] if Path(text).is_file() else text.split(","):
+        match = None if Path(part).is_file() else _NAMED.fullmatch(part.strip())
+        source = match["source"] if match else part.strip()
+        registered = _REGISTERED.fullmatch(source)
+        name = match["name"] if match else registered["name"] if registered else DEFAULT_NAME
+        if any(name == other for other, _ in out):
+            raise InputError(
+                f"--model has two models of the name '{name}'; name them: --model NAME=A,NAME2=B"
+            )
+        out.append((name, source))
+    return out
+
+
 @contextmanager
 def open_source(model: str) -> Iterator[ModelSource]:
-    """The file of `model`, which is a path, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    """The file of `model`: a path, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID[/ARTIFACT]`.
 
-    A registered model's file lies in a temporary folder and is gone when the context ends.
+    What comes from MLflow lies in a temporary folder and is gone when the context ends.
 
     Raises:
         InputError: nothing is there; the message says how to get one.
     """
-    if not model.startswith("models:"):
+    if not model.startswith(("models:", "runs:")):
         path = Path(model)
         if not path.is_file():
             raise InputError(
-                f"no model file at {model}; --model takes a .onnx file (python train/export.py writes one), "
-                "models:/NAME@ALIAS or models:/NAME/VERSION"
+                f"no model file at {model}; --model takes a .onnx file (python train/export.py writes one), {_FORMS}"
             )
         yield ModelSource(path)
         return
-    match = _URI.fullmatch(model)
-    if not match:
-        raise InputError(f"--model must be models:/NAME@ALIAS or models:/NAME/VERSION, got '{model}'")
+    registered, run = _REGISTERED.fullmatch(model), _RUN.fullmatch(model)
+    if not (registered or run):
+        raise InputError(f"--model must be {_FORMS}, got '{model}'")
     with tempfile.TemporaryDirectory(prefix="tailacc-model-") as folder:
-        version = _download(match["name"], match["alias"], match["version"], Path(folder))
+        if registered:
+            name = registered["name"]
+            version = _download_registered(name, registered["alias"], registered["version"], Path(folder))
+        elif run:
+            name, version = "", run["run"]
+            _download_run(run["run"], run["artifact"] or _ARTIFACT, Path(folder))
         files = sorted(Path(folder).rglob("*.onnx"))
         if len(files) != 1:
             found = ", ".join(file.name for file in files) or "none"
             raise InputError(f"{model} must hold one .onnx file, found {found}")
-        yield ModelSource(files[0], match["name"], version)
+        yield ModelSource(files[0], name, version)
 
 
-def _download(name: str, alias: str | None, version: str | None, folder: Path) -> str:
+def _download_registered(name: str, alias: str | None, version: str | None, folder: Path) -> str:
     """Fetch the files of a registered model into `folder`; returns its version."""
-    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    advice = (
-        "train one (python tune/search.py registers its best as champion), or give a file: --model model.onnx"
-    )
-    local = store.removeprefix("sqlite:///")
-    if local != store and not Path(local).is_file():
-        # Asking MLflow would create an empty data base there.
-        raise InputError(
-            f"no MLflow store at {store} in {Path.cwd()} (MLFLOW_TRACKING_URI names another); {advice}"
-        )
-    # MLflow's own defaults try a server that is away for four minutes without a word.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
+    store, mlflow = _open_store()
     what = f"alias '{alias}'" if alias else f"version {version}"
     client = mlflow.MlflowClient(store, store)
     try:
@@ -78,13 +96,52 @@ def _download(name: str, alias: str | None, version: str | None, folder: Path) -
             if alias
             else client.get_model_version(name, version)
         )
-        mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/{name}/{found.version}",
-            dst_path=str(folder),
-            tracking_uri=store,
-            registry_uri=store,
-        )
-    except MlflowException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"no model '{name}' with {what} in {store}: {reason}; {advice}") from error
+        _fetch(mlflow, f"models:/{name}/{found.version}", store, folder)
+    except mlflow.exceptions.MlflowException as error:
+        raise InputError(f"no model '{name}' with {what} in {store}: {_reason(error)}; {_ADVICE}") from error
     return str(found.version)
+
+
+def _download_run(run: str, artifact: str, folder: Path) -> None:
+    """Fetch an artifact of a run into `folder`."""
+    store, mlflow = _open_store()
+    try:
+        _fetch(mlflow, f"runs:/{run}/{artifact}", store, folder)
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise InputError(
+            f"no model '{artifact}' in run {run} in {store}: {_reason(error)}; log one: "
+            "python train/export.py --run DIR --register"
+        ) from error
+
+
+_ADVICE = (
+    "train one (python tune/search.py registers its best as champion), or give a file: --model model.onnx"
+)
+
+
+def _open_store() -> tuple[str, Any]:
+    """The store's address and the mlflow module."""
+    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    local = store.removeprefix("sqlite:///")
+    if local != store and not Path(local).is_file():
+        # Asking MLflow would create an empty data base there.
+        raise InputError(
+            f"no MLflow store at {store} in {Path.cwd()} (MLFLOW_TRACKING_URI names another); {_ADVICE}"
+        )
+    # MLflow's own defaults try a server that is away for four minutes without a word.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    import mlflow.exceptions
+
+    return store, mlflow
+
+
+def _fetch(mlflow: Any, uri: str, store: str, folder: Path) -> None:
+    mlflow.artifacts.download_artifacts(
+        artifact_uri=uri, dst_path=str(folder), tracking_uri=store, registry_uri=store
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from train import augment
+from train.golden import add_golden
 
 PARITY_BATCHES = (1, 2, 32)
 PARITY_LIMIT = 1e-4
@@ -109,6 +110,7 @@ def export_onnx(classifier: nn.Module, info: ModelInfo, images: npt.NDArray[np.u
     onnx.save_model(proto, partial)
     try:
         parity = check_parity(model, partial, images)
+        add_golden(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

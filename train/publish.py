@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from train import checkpoint
 from train.config import TrainConfig, read_config, to_dict
 from train.display import run_name
-from train.examples import open_examples
+from train.examples import Examples, open_examples
 from train.heads import Classifier, make_model
 from train.onnx_graph import PARITY_BATCHES, Parity, export_onnx
 from train.selection_fit import CalibrationChoice, SelectionFit, fit_on_selection, selection_logits
@@ -36,6 +37,7 @@ class Exported:
         selection_map: mAP (VOC 2010) on the selection part at the best epoch.
         fit: the calibration and the thresholds, and what they are worth.
         note: why the MLflow run was not told of the file, "" where it was.
+        examples: what the run learnt from and what it was selected on.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Exported:
     selection_map: float
     fit: SelectionFit
     note: str
+    examples: Examples
 
 
 def newest_run(folder: Path) -> Path:
@@ -81,7 +84,7 @@ def export_run(
         wished_precision: what the second set of thresholds should reach.
     """
     if not 0 < wished_precision <= 1:
-        raise InputError(f"--precision must be above 0 and at most 1, got {wished_precision}")
+        raise InputError(f"--wished-precision must be above 0 and at most 1, got {wished_precision}")
     model, state = load_best(folder)
     config = read_config(folder / checkpoint.CONFIG, TrainConfig())
     size, classes = state["size"], tuple(state["classes"])
@@ -114,11 +117,18 @@ def export_run(
     # The selection part first: images that the weights were not fitted to; the rest where it is too small.
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]
     parity = export_onnx(model, info, examples.cache.pixels[rows], out)
-    return Exported(out, info, parity, state["map"], fit, _record(info.run_id, out, fit))
+    return Exported(out, info, parity, state["map"], fit, _tell_run(info.run_id, out, fit), examples)
 
 
-def _record(run_id: str, path: Path, fit: SelectionFit) -> str:
+def _tell_run(run_id: str, path: Path, fit: SelectionFit) -> str:
     """Note the file's hash and the fit on the run that it comes from; returns why that was not possible, or ""."""
+    figures = {"ece_before": fit.ece_before, "ece_after": fit.ece_after}
+    figures |= {f"nll_{kind}": value for kind, value in fit.nll.items()}
+    return note_on_run(run_id, {HASH_TAG: sha256(path), "model.calibration": fit.calibration.kind}, figures)
+
+
+def note_on_run(run_id: str, tags: Mapping[str, str], figures: Mapping[str, float]) -> str:
+    """Write tags, and figures under selection/, to an MLflow run; returns why that was not possible, or ""."""
     if not run_id:
         return "the run was not tracked"
     store: Any = open_store()
@@ -128,12 +138,9 @@ def _record(run_id: str, path: Path, fit: SelectionFit) -> str:
     from mlflow.exceptions import MlflowException
 
     now = int(time.time() * 1000)
-    figures = {"ece_before": fit.ece_before, "ece_after": fit.ece_after}
-    figures |= {f"nll_{kind}": value for kind, value in fit.nll.items()}
     metrics = [Metric(f"selection/{k}", v, now, 0) for k, v in figures.items() if math.isfinite(v)]
-    tags = [RunTag(HASH_TAG, _sha256(path)), RunTag("model.calibration", fit.calibration.kind)]
     try:
-        store.log_batch(run_id, metrics=metrics, tags=tags)
+        store.log_batch(run_id, metrics=metrics, tags=[RunTag(*item) for item in tags.items()])
     except MlflowException as error:
         return str(error).splitlines()[0]
     return ""
@@ -156,7 +163,8 @@ def describe_fit(exported: Exported) -> list[str]:
     return lines
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """64 hexadecimal digits of a file's content, as they stand in tags and score files."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -205,7 +213,7 @@ def register_model(exported: Exported, name: str, alias: str) -> str:
         # MLflow writes the graph anew, so its file may have another hash than ours.
         mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
         (file,) = Path(folder).rglob("*.onnx")
-        store.set_model_version_tag(name, version, HASH_TAG, _sha256(file))
+        store.set_model_version_tag(name, version, HASH_TAG, sha256(file))
     if alias:
         store.set_registered_model_alias(name, alias, version)
     return version

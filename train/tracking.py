@@ -17,6 +17,8 @@ PARENT_TAG = "mlflow.parentRunId"
 # SHA-256 of the model file, on the run that it was exported from and on the registered version: it leads from a
 # score file, which names the hash, back to the run.
 HASH_TAG = "model.sha256"
+# Of the cheaper copies of that file.
+CHEAPER_HASH_TAGS = {"int8": "model.int8.sha256", "fp16": "model.fp16.sha256"}
 _PARAMETER_LIMIT = 6000  # MLflow's longest parameter value, in characters
 
 

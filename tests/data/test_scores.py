@@ -9,6 +9,7 @@ import pytest
 from data.errors import InputError
 from data.scores import (
     Scores,
+    ScoreWriter,
     failures_path,
     image_id_of,
     read_matrix_csv,
@@ -68,6 +69,41 @@ def test_write_scores__no_image(tmp_path: Path) -> None:
     none = np.zeros((0, 1), dtype=np.float32)
     write_scores(tmp_path / "s.parquet", Scores(("cat",), (), none, none, failed={"a": "empty"}))
     assert len(read_scores(tmp_path / "s.parquet")) == 0
+
+
+def test_score_writer__pieces_give_the_same_as_all_at_once(tmp_path: Path) -> None:
+    whole, pieces = tmp_path / "whole.parquet", tmp_path / "pieces.parquet"
+    write_scores(whole, scores({"x": "empty"}))
+    content = scores()
+    with ScoreWriter(pieces, content.classes, content.metadata) as writer:
+        for row in range(2):
+            piece = slice(row, row + 1)
+            writer.write(content.image_ids[piece], content.logit[piece], content.score[piece])
+        writer.fail("x", "empty")
+        assert not pieces.exists()
+        writer.publish()
+    assert pq.read_metadata(pieces).num_row_groups == 2
+    one, other = read_scores(whole), read_scores(pieces)
+    assert pq.read_schema(whole).equals(pq.read_schema(pieces), check_metadata=True)
+    assert one.image_ids == other.image_ids
+    assert one.logit.tobytes() == other.logit.tobytes()
+    assert one.score.tobytes() == other.score.tobytes()
+    assert one.failed == other.failed
+    assert failures_path(whole).read_bytes() == failures_path(pieces).read_bytes()
+
+
+@pytest.mark.parametrize(("scored", "failed"), [("1", "1"), ("2", "0")])
+def test_score_writer__nothing_appears_where_the_account_does_not_close(
+    tmp_path: Path, scored: str, failed: str
+) -> None:
+    content = scores()
+    metadata = {"images_scored": scored, "images_failed": failed}
+    with ScoreWriter(tmp_path / "s.parquet", content.classes, metadata) as writer:
+        writer.write(content.image_ids, content.logit, content.score)
+        writer.fail("x", "empty")
+        with pytest.raises(RuntimeError, match="the account does not close: images_"):
+            writer.publish()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

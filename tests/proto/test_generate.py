@@ -49,3 +49,21 @@ def test_scoring_proto__every_field_is_documented():
         and not before.strip().startswith("//")
     ]
     assert bare == []
+
+
+def test_generate__only_the_inference_protocol_has_a_pool_of_its_own(tmp_path):
+    generate.generate(tmp_path)
+    private = "from proto.inference import private_pool as "
+    ours = (tmp_path / "proto/tailacc/v1/scoring_pb2.py").read_text()
+    theirs = (tmp_path / "proto/inference/v2/inference_pb2.py").read_text()
+    assert private not in ours
+    assert f"{private}_descriptor_pool\n" in theirs
+    assert f"{private}_builder\n" in theirs
+    assert "from google.protobuf import descriptor_pool" not in theirs
+
+
+def test_generate__code_that_imports_its_pool_in_another_way(tmp_path):
+    module = tmp_path / "x_pb2.py"
+    module.write_text("from google.protobuf import descriptor_pool\n")
+    with pytest.raises(RuntimeError, match=r"x_pb2\.py must hold this line once"):
+        generate._make_private(module)

@@ -26,6 +26,7 @@ from PIL import Image
 
 from data.image import fingerprint
 from data.model_file import ModelInfo
+from train.golden import add_golden
 
 SIZE = 32
 CLASSES = ("cat", "dog", "person")
@@ -120,6 +121,8 @@ def _build(path: Path, kind: str, seed: int, metadata: dict[str, str], batch: in
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)
+    if "tailacc.golden_logit" in metadata and dtype == TensorProto.UINT8 and batch == "N":
+        add_golden(path)
     return path
 
 

@@ -1,276 +1,395 @@
-import asyncio
-import threading
-import time
+"""The state machine: examples of each rule, and random walks through all interleavings of its events."""
 
+import math
+
+import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from data.errors import InputError
-from serve.batcher import Batcher, BatcherClosed, BatchFailed, BatchQueue
+from serve.batcher import Answer, Batcher, Decode, Item, Request, Run, Verdict
+
+DECODE_S = 0.25
 
 
-class Gate:
-    """A batch function that waits for `open`, doubles its numbers and remembers the batches."""
+class Driver:
+    """Carries out actions with a clock of its own, and checks each against the rules."""
 
-    def __init__(self, opened: bool = False) -> None:
-        self.batches: list[list[int]] = []
-        self.open = threading.Event()
-        self.began = threading.Event()
-        if opened:
-            self.open.set()
+    def __init__(self, max_batch=4, max_delay=0.1, decoders=2, ahead=None, pad=False):
+        buckets = [size for size in (1, 2, 4, 8) if size < max_batch] + [max_batch]
+        self.batcher = Batcher(buckets, max_delay, decoders, ahead or 2 * max_batch + decoders, pad)
+        self.ahead = ahead or 2 * max_batch + decoders
+        self.now = 0.0
+        self.requests: list[Request] = []
+        self.answered: dict[Request, int] = {}
+        self.decoding: list[Item] = []
+        self.ready: list[Item] = []  # in the order in which they became ready
+        self.waiting: list[Item] = []  # to be decoded, in the order of arrival
+        self.batch = None
+        self.dead_batches = []
+        self.ran = []
+        self.expected = {}
 
-    def __call__(self, items: list[int]) -> list[int]:
-        self.batches.append(items)
-        self.began.set()
-        assert self.open.wait(30)
-        return [2 * item for item in items]
+    def act(self, actions):
+        for action in actions:
+            match action:
+                case Answer(request):
+                    self.answered[request] = self.answered.get(request, 0) + 1
+                    assert request.verdict is not None
+                    self._forget(request)
+                case Decode(item):
+                    self._may_start(item)
+                    assert item is self._first(self.waiting)
+                    self.waiting.remove(item)
+                    self.decoding.append(item)
+                    assert len(self.decoding) <= self.batcher._decoders
+                    assert len(self.decoding) + len(self.ready) <= self.ahead
+                case Run(batch):
+                    assert self.batch is None
+                    assert not self.batcher.down
+                    assert 1 <= len(batch.items) <= batch.bucket <= self.batcher.buckets[-1]
+                    assert batch.bucket in self.batcher.buckets
+                    assert self.batcher.pad or len(batch.items) == batch.bucket
+                    for item in batch.items:
+                        self._may_start(item)
+                        assert item.content == ("pixels", item.request, item.index)
+                        assert item is self._first(self.ready)
+                        self.ready.remove(item)
+                    self.batch = batch
+                    self.ran.append(len(batch.items))
 
+    def _may_start(self, item):
+        assert item.request.verdict is None
+        assert item.request.deadline > self.now
 
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
+    @staticmethod
+    def _first(line):
+        """By priority, then in order: written another way than in the module."""
+        return min(enumerate(line), key=lambda pair: (pair[1].request.priority or 1000, pair[0]))[1]
 
+    def _forget(self, request):
+        self.waiting = [item for item in self.waiting if item.request is not request]
+        self.ready = [item for item in self.ready if item.request is not request]
 
-def test_queue__due_when_full_or_after_the_delay():
-    queue: BatchQueue[str] = BatchQueue(max_batch=2, max_delay=1.0)
-    assert queue.due_at() is None
-    queue.add("a", now=10.0)
-    assert queue.due_at() == 11.0
-    queue.add("b", now=10.5)
-    assert queue.due_at() == 10.0
-    queue.add("c", now=10.6)
-    assert queue.take() == ["a", "b"]
-    assert queue.due_at() == 11.6
-    queue.drain()
-    assert queue.due_at() == 10.6
-    with pytest.raises(BatcherClosed):
-        queue.add("d", now=11.0)
+    def arrive(self, encoded=1, pixels=0, deadline=math.inf, priority=0):
+        request = Request([None] * (encoded + pixels), self.now + deadline, priority)
+        items = [Item(request, index, b"jpeg") for index in range(encoded)]
+        ready = [
+            Item(request, index, ("pixels", request, index)) for index in range(encoded, encoded + pixels)
+        ]
+        self.requests.append(request)
+        self.expected[request] = [("row", index) for index in range(encoded + pixels)]
+        taken = not (self.batcher.draining or self.batcher.down)
+        if taken:
+            self.waiting += items
+            self.ready += ready
+        self.act(self.batcher.arrive(request, items, ready, self.now))
+        return request
 
-
-@pytest.mark.parametrize(("batch", "delay"), [(0, 0.1), (1, -1.0), (1, 60.0), (1, float("nan"))])
-def test_queue__bad_settings(batch, delay):
-    with pytest.raises(InputError, match="must be"):
-        BatchQueue(batch, delay)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.integers(1, 4),
-    st.lists(
-        st.tuples(st.sampled_from(["add", "discard", "take", "drain"]), st.integers(0, 20)), max_size=60
-    ),
-)
-def test_queue__every_entry_leaves_once_in_order(max_batch, steps):
-    """Whatever the order of events: an entry is taken or discarded, never both, and oldest first."""
-    queue: BatchQueue[int] = BatchQueue(max_batch, 1.0)
-    expected: list[int] = []
-    drained = False
-    for now, (step, number) in enumerate(steps):
-        if step == "add":
-            if drained:
-                with pytest.raises(BatcherClosed):
-                    queue.add(now, now)
-            else:
-                queue.add(now, now)
-                expected.append(now)
-        elif step == "discard":
-            entry = expected[number % len(expected)] if expected else number
-            queue.discard(entry)
-            expected = [other for other in expected if other != entry]
-        elif step == "take":
-            assert queue.take() == expected[:max_batch]
-            expected = expected[max_batch:]
+    def decoded(self, position=0, ok=True):
+        item = self.decoding.pop(position)
+        live = item.request.verdict is None and item.request.deadline > self.now
+        if ok:
+            if live:
+                self.ready.append(item)
+            pixels = ("pixels", item.request, item.index)
+            self.act(self.batcher.decoded(item, pixels, DECODE_S, self.now))
         else:
-            queue.drain()
-            drained = True
-        assert len(queue) == len(expected)
-        assert (queue.due_at() is None) == (not expected)
+            self.expected[item.request][item.index] = ("bad", item.index)
+            self.act(self.batcher.decode_failed(item, ("bad", item.index), self.now))
+
+    def ended(self, ok=True):
+        batch, self.batch = self.batch, None
+        if ok:
+            outcomes = [("row", item.index) for item in batch.items]
+            self.act(self.batcher.batch_done(batch, outcomes, self.now))
+            return
+        for item in batch.items:
+            self.expected[item.request][item.index] = "failed"
+        self.act(self.batcher.batch_failed(batch, "failed", self.now))
+
+    def die(self):
+        if self.batch:
+            self.dead_batches.append(self.batch)
+            self.batch = None
+        self.act(self.batcher.worker_died("the worker died", self.now))
+
+    def pass_time(self, seconds):
+        self.now += seconds
+        self.act(self.batcher.tick(self.now))
+
+    def verdicts(self):
+        return [request.verdict for request in self.requests]
+
+    def check(self):
+        batcher = self.batcher
+        assert all(count == 1 for count in self.answered.values())
+        assert {r for r in self.requests if r.verdict is not None} == set(self.answered)
+        assert batcher.held == len(self.requests) - len(self.answered)
+        assert batcher.decoding == len(self.decoding)
+        assert batcher.queued == len(self.waiting)
+        assert batcher.ready == len(self.ready)
+        assert batcher.running == (len(self.batch.items) if self.batch else 0)
+        for request in self.requests:
+            if request.verdict is Verdict.DONE:
+                assert request.outcomes == self.expected[request]
+            if request.verdict is Verdict.EXPIRED:
+                assert request.deadline <= self.now
+            if request.verdict is None:
+                assert request.deadline > self.now
+        if batcher.ready and not self.batch:
+            # Never idle where there is a full batch, or nothing to wait for; else the alarm is set.
+            assert batcher.ready < batcher.buckets[-1]
+            assert batcher.queued or batcher.decoding
+            assert self.now < batcher.wake_at() <= self.now + batcher.max_delay
+
+    def finish(self):
+        """Let all that goes on come to its end."""
+        for _ in range(10_000):
+            if self.decoding:
+                self.decoded()
+            elif self.batch:
+                self.ended()
+            elif self.batcher.held:
+                self.pass_time(self.batcher.max_delay or 0.01)
+            else:
+                break
+        self.check()
+        assert len(self.answered) == len(self.requests)
+        assert self.batcher.idle
+        assert (self.batcher.queued, self.batcher.ready) == (0, 0)
+        assert self.batcher.wake_at() == math.inf or not self.batcher._held
+        assert not self.batcher._queued._levels
+        assert not self.batcher._ready._levels
+        assert all(not request._items for request in self.requests)
 
 
-def test_batcher__gathers_from_many_callers(run_async):
-    async def scenario():
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=4, max_delay=0.0)
-        first = asyncio.create_task(batcher.submit(1))
-        await _until(gate.began.is_set)
-        rest = [asyncio.create_task(batcher.submit(number)) for number in range(2, 8)]
-        await _until(lambda: batcher.waiting == 6)
-        gate.open.set()
-        answers = await asyncio.gather(first, *rest)
-        await batcher.drain()
-        return gate.batches, answers
+class Walk(RuleBasedStateMachine):
+    """Every event at any time, in any order."""
 
-    batches, answers = run_async(scenario())
-    assert batches == [[1], [2, 3, 4, 5], [6, 7]]
-    assert answers == [2, 4, 6, 8, 10, 12, 14]
+    @initialize(
+        max_batch=st.sampled_from([1, 2, 3, 4, 8]),
+        max_delay=st.sampled_from([0.0, 0.1]),
+        decoders=st.integers(1, 3),
+        slack=st.integers(0, 4),
+        pad=st.booleans(),
+    )
+    def begin(self, max_batch, max_delay, decoders, slack, pad):
+        self.driver = Driver(max_batch, max_delay, decoders, max_batch + slack, pad)
+
+    @rule(
+        encoded=st.integers(0, 5),
+        pixels=st.integers(0, 3),
+        deadline=st.sampled_from([math.inf, math.inf, 0.0, 0.05, 0.3, 1.0]),
+        priority=st.sampled_from([0, 0, 1, 2]),
+    )
+    def arrive(self, encoded, pixels, deadline, priority):
+        self.driver.arrive(encoded, pixels, deadline, priority)
+
+    @precondition(lambda self: self.driver.requests)
+    @rule(data=st.data())
+    def cancel(self, data):
+        request = data.draw(st.sampled_from(self.driver.requests[-8:]))
+        self.driver.act(self.driver.batcher.cancel(request, self.driver.now))
+
+    @precondition(lambda self: self.driver.decoding)
+    @rule(data=st.data(), ok=st.sampled_from([True, True, False]))
+    def decoded(self, data, ok):
+        self.driver.decoded(data.draw(st.integers(0, len(self.driver.decoding) - 1)), ok)
+
+    @precondition(lambda self: self.driver.batch)
+    @rule(ok=st.sampled_from([True, True, False]))
+    def ended(self, ok):
+        self.driver.ended(ok)
+
+    @rule(seconds=st.sampled_from([0.01, 0.06, 0.2, 2.0]))
+    def pass_time(self, seconds):
+        self.driver.pass_time(seconds)
+
+    @rule()
+    def die(self):
+        self.driver.die()
+
+    @precondition(lambda self: self.driver.batcher.down)
+    @rule()
+    def restart(self):
+        self.driver.batcher.worker_started()
+
+    @precondition(lambda self: self.driver.dead_batches)
+    @rule()
+    def a_dead_worker_comes_back(self):
+        batch = self.driver.dead_batches.pop()
+        assert not self.driver.batcher.batch_done(batch, ["late"] * len(batch.items), self.driver.now)
+
+    @precondition(lambda self: len(self.driver.requests) > 5)
+    @rule()
+    def drain(self):
+        self.driver.act(self.driver.batcher.drain(self.driver.now))
+
+    @invariant()
+    def holds(self):
+        if hasattr(self, "driver"):
+            self.driver.check()
+
+    def teardown(self):
+        if hasattr(self, "driver"):
+            self.driver.finish()
 
 
-def test_batcher__waits_for_company(run_async):
-    async def scenario():
-        gate = Gate(opened=True)
-        batcher = Batcher(gate, max_batch=3, max_delay=30.0)
-        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(2)]
-        await asyncio.sleep(0.05)
-        assert gate.batches == []  # two of three, and the delay is far from over
-        tasks.append(asyncio.create_task(batcher.submit(2)))
-        await asyncio.gather(*tasks)
-        await batcher.drain()
-        return gate.batches
-
-    assert run_async(scenario()) == [[0, 1, 2]]
+TestWalk = Walk.TestCase
+TestWalk.settings = settings(
+    max_examples=200,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
 
 
-def test_batcher__cancelled_items_never_run(run_async):
-    async def scenario():
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=8, max_delay=0.0)
-        running = asyncio.create_task(batcher.submit(0))
-        await _until(gate.began.is_set)
-        waiting = [asyncio.create_task(batcher.submit(number)) for number in range(1, 5)]
-        await _until(lambda: batcher.waiting == 4)
-        waiting[1].cancel()
-        waiting[3].cancel()
-        running.cancel()  # its batch runs on, its answer goes nowhere
-        await asyncio.wait([running, waiting[1], waiting[3]])
-        assert batcher.waiting == 2
-        gate.open.set()
-        assert await asyncio.gather(waiting[0], waiting[2]) == [2, 6]
-        await batcher.drain()
-        return gate.batches, running.cancelled(), batcher.waiting, batcher.running
-
-    assert run_async(scenario()) == ([[0], [1, 3]], True, 0, 0)
+def test_batcher__a_lone_image_does_not_wait():
+    driver = Driver(max_delay=5.0)
+    driver.arrive(1)
+    driver.decoded()
+    assert driver.ran == [1]
+    driver.ended()
+    assert driver.verdicts() == [Verdict.DONE]
 
 
-def test_batcher__a_timeout_drops_the_item(run_async):
-    async def scenario():
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=8, max_delay=0.0)
-        running = asyncio.create_task(batcher.submit(0))
-        await _until(gate.began.is_set)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await batcher.submit(1)
-        gate.open.set()
-        await running
-        await batcher.drain()
-        return gate.batches
+def test_batcher__waits_for_those_on_their_way_and_no_longer_than_the_delay():
+    driver = Driver(max_batch=4, max_delay=0.1, decoders=2)
+    driver.arrive(3)
+    driver.decoded()
+    assert driver.ran == []
+    assert driver.batcher.wake_at() == pytest.approx(0.1)
+    driver.pass_time(0.09)
+    assert driver.ran == []
+    driver.pass_time(0.02)
+    assert driver.ran == [1]
 
-    assert run_async(scenario()) == [[0]]
+
+@pytest.mark.parametrize(("pad", "ran", "buckets"), [(False, [4, 2, 1], [4, 2, 1]), (True, [7], [8])])
+def test_batcher__takes_full_buckets_or_pads(pad, ran, buckets):
+    driver = Driver(max_batch=8, max_delay=0, decoders=1, pad=pad)
+    driver.arrive(0, 1)  # holds the worker
+    driver.arrive(0, 7)
+    seen = []
+    driver.ended()
+    while driver.batch:
+        seen.append(driver.batch.bucket)
+        driver.ended()
+    assert driver.ran[1:] == ran
+    assert seen == buckets
+
+
+def test_batcher__priorities_first_then_order():
+    driver = Driver(max_batch=2, decoders=1)
+    driver.arrive(0, 1)
+    late = driver.arrive(0, 2)
+    second = driver.arrive(0, 1, priority=2)
+    first = driver.arrive(0, 1, priority=1)
+    driver.ended()
+    assert [item.request for item in driver.batch.items] == [first, second]
+    driver.ended()
+    assert [item.request for item in driver.batch.items] == [late, late]
+
+
+def test_batcher__what_expired_is_neither_decoded_nor_run():
+    driver = Driver(max_batch=2, decoders=1)
+    driver.arrive(2, deadline=1.0)
+    other = driver.arrive(1)
+    driver.now = 1.5  # nobody has called tick
+    driver.decoded()
+    assert driver.verdicts() == [Verdict.EXPIRED, None]
+    assert [item.request for item in driver.decoding] == [other]
+    assert driver.requests[0].message == (
+        "the deadline passed after 1.500 s on the server, with 2 of 2 images to go"
+    )
+    driver.arrive(0, 1, deadline=1.0)
+    driver.now = 3.0
+    driver.decoded()
+    assert {item.request for item in driver.batch.items} == {other}
+
+
+def test_batcher__images_decoded_ahead_are_bounded():
+    driver = Driver(max_batch=2, decoders=4, ahead=5, max_delay=0)
+    driver.arrive(20)
+    while driver.decoding:
+        driver.decoded()
+    # One batch runs; the rest waits as pixels, and all others are still files.
+    assert (driver.batcher.running, driver.batcher.ready) == (1, 5)
+    assert driver.batcher.queued == 14
+
+
+def test_batcher__the_worker_s_death_gives_all_back_and_refuses_until_another_starts():
+    driver = Driver(max_batch=1, decoders=1)
+    for _ in range(3):
+        driver.arrive(1)
+    driver.decoded()
+    driver.die()
+    late = driver.arrive(1)
+    assert driver.verdicts() == [Verdict.LOST] * 4
+    assert late.message == "the worker died"
+    driver.batcher.worker_started()
+    driver.decoded()  # the pool comes back with what nobody waits for
+    driver.arrive(1)
+    driver.decoded()
+    driver.ended()
+    assert driver.verdicts()[-1] is Verdict.DONE
+
+
+def test_batcher__a_dead_worker_that_comes_back_changes_nothing():
+    driver = Driver(max_batch=1, decoders=1)
+    driver.arrive(0, 1)
+    driver.die()
+    driver.batcher.worker_started()
+    driver.arrive(0, 1)
+    driver.arrive(0, 1)
+    (late,) = driver.dead_batches
+    assert driver.batcher.batch_done(late, ["late"], driver.now) == []
+    driver.check()  # the new batch still runs, and no second one beside it
+    driver.finish()
+    assert driver.verdicts() == [Verdict.LOST, Verdict.DONE, Verdict.DONE]
+
+
+def test_batcher__a_drain_refuses_what_is_new_and_waits_for_nothing():
+    driver = Driver(max_batch=4, max_delay=5.0, decoders=1)
+    driver.arrive(2)
+    driver.decoded()
+    assert driver.ran == []
+    driver.act(driver.batcher.drain(driver.now))
+    assert driver.ran == [1]
+    assert driver.arrive(1).verdict is Verdict.REFUSED
+    driver.finish()
+    assert driver.verdicts() == [Verdict.DONE, Verdict.REFUSED]
+
+
+def test_batcher__times_of_a_request():
+    driver = Driver(max_batch=2, decoders=2, max_delay=0)
+    request = driver.arrive(2)
+    driver.now = 1.0
+    driver.decoded()
+    driver.decoded()
+    driver.now = 3.0
+    driver.ended()
+    driver.now = 4.0
+    driver.ended()
+    assert (request.arrived, request.finished, request.last_batch) == (0.0, 4.0, 4.0)
+    assert (request.decode_s, request.infer_s) == (2 * DECODE_S, 3.0)
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no"), MemoryError("no"), SystemExit("no"), KeyboardInterrupt("no")]
+    ("arguments", "words"),
+    [
+        (((), 0.1, 1, 8, False), "buckets must ascend from 1, got []"),
+        (((2, 4), 0.1, 1, 8, False), "buckets must ascend from 1, got [2, 4]"),
+        (((1, 4, 2), 0.1, 1, 8, False), "buckets must ascend from 1, got [1, 4, 2]"),
+        (((1, 2), 60.0, 1, 8, False), "max_delay must be from 0 to 60 s, got 60.0"),
+        (((1, 2), 0.1, 0, 8, False), "decoders must be at least 1, got 0"),
+        (((1, 2), 0.1, 1, 1, False), "ahead at least 2, got 1"),
+    ],
 )
-def test_batcher__an_error_answers_every_member_and_the_next_batch_runs(run_async, error):
-    def run(items):
-        if -1 in items:
-            raise error
-        return items
-
-    async def scenario():
-        batcher = Batcher(run, max_batch=3, max_delay=30.0)
-        answers = await asyncio.gather(*(batcher.submit(n) for n in (1, -1, 2)), return_exceptions=True)
-        after = await asyncio.gather(*(batcher.submit(n) for n in (3, 4, 5)))
-        await batcher.drain()
-        return answers, after
-
-    answers, after = run_async(scenario())
-    assert [type(answer) for answer in answers] == [BatchFailed] * 3
-    assert all(str(answer) == f"{type(error).__name__}: no" for answer in answers)
-    assert after == [3, 4, 5]
-
-
-def test_batcher__a_wrong_number_of_results_is_an_error(run_async):
-    async def scenario():
-        batcher = Batcher(lambda items: items[:-1], max_batch=2, max_delay=30.0)
-        answers = await asyncio.gather(batcher.submit(1), batcher.submit(2), return_exceptions=True)
-        await batcher.drain()
-        return [str(answer) for answer in answers]
-
-    assert run_async(scenario()) == ["the model gave 1 results for 2 items"] * 2
-
-
-def test_batcher__drain_answers_what_was_taken_and_refuses_the_rest(run_async):
-    async def scenario():
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=2, max_delay=30.0)
-        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(5)]
-        await _until(gate.began.is_set)
-        draining = asyncio.create_task(batcher.drain())
-        await asyncio.sleep(0.01)
-        with pytest.raises(BatcherClosed):
-            await batcher.submit(9)
-        gate.open.set()
-        answers = await asyncio.gather(*tasks)
-        await draining
-        return answers, gate.batches, await batcher.wait_ended()
-
-    answers, batches, error = run_async(scenario())
-    assert answers == [0, 2, 4, 6, 8]
-    assert batches == [[0, 1], [2, 3], [4]]  # the last one without its 30 s of delay
-    assert error is None
-
-
-def test_batcher__the_death_of_the_worker_answers_everybody(run_async):
-    async def scenario():
-        gate = Gate()
-        batcher = Batcher(gate, max_batch=2, max_delay=0.0)
-        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(5)]
-        await _until(gate.began.is_set)
-        batcher._worker.cancel()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        with pytest.raises(BatcherClosed):
-            await batcher.submit(9)
-        gate.open.set()
-        return [type(answer) for answer in answers], type(await batcher.wait_ended()), batcher.waiting
-
-    assert run_async(scenario()) == ([BatcherClosed] * 5, asyncio.CancelledError, 0)
-
-
-def test_batcher__a_storm_of_callers_is_answered_exactly_once(run_async):
-    """500 callers, a third of them cancelled at some moment, some batches raising: nobody waits for ever."""
-
-    def run(items):
-        time.sleep(0.0005)
-        if any(item % 50 == 7 for item in items):
-            raise ValueError("seven")
-        return [item + 1000 for item in items]
-
-    async def scenario():
-        batcher = Batcher(run, max_batch=8, max_delay=0.001)
-
-        async def caller(number):
-            await asyncio.sleep(number % 13 / 1000)
-            task = asyncio.create_task(batcher.submit(number))
-            if number % 3 == 0:
-                await asyncio.sleep(number % 7 / 2000)
-                task.cancel()
-            try:
-                return await task
-            except (BatchFailed, asyncio.CancelledError) as error:
-                return type(error)
-
-        answers = await asyncio.gather(*(caller(number) for number in range(500)))
-        await batcher.drain()
-        return answers, batcher.waiting, batcher.running
-
-    answers, waiting, running = run_async(scenario())
-    assert (waiting, running) == (0, 0)
-    values = [(number, answer) for number, answer in enumerate(answers) if isinstance(answer, int)]
-    assert values
-    assert all(answer == number + 1000 for number, answer in values)
-    assert {answer for answer in answers if not isinstance(answer, int)} <= {
-        BatchFailed,
-        asyncio.CancelledError,
-    }
-
-
-def test_batcher__a_worker_cancelled_before_its_first_step_leaves_nobody_waiting(run_async):
-    async def scenario():
-        batcher = Batcher(Gate(opened=True), max_batch=2, max_delay=0.0)
-        batcher._worker.cancel()
-        with pytest.raises(BatcherClosed):
-            await batcher.submit(1)
-
-    run_async(scenario())
+def test_batcher__settings_against_the_rules(arguments, words):
+    with pytest.raises(InputError) as info:
+        Batcher(*arguments)
+    assert words in str(info.value)

@@ -64,17 +64,30 @@ def _offline(model, images):
     return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
 
+def _engine(server):
+    return server.models.all()[0].engine
+
+
 def _block(server) -> threading.Event:
     """Make the model wait until the event is set."""
     gate = threading.Event()
-    run = server.engine.model.run
+    run = _engine(server).model.run
 
     def blocked(images):
-        assert gate.wait(30)
+        gate.wait(30)
         return run(images)
 
-    server.engine.model.run = blocked
+    _engine(server).model.run = blocked
     return gate
+
+
+def _counters(server) -> tuple[int, ...]:
+    """All that could leak: in the admission, and in the state machine."""
+    admission, batcher = server.admission, _engine(server).batcher
+    return (
+        *(admission.requests, admission.images, admission.size),
+        *(batcher.held, batcher.queued, batcher.decoding, batcher.ready, batcher.running),
+    )
 
 
 async def _until(condition) -> None:
@@ -131,7 +144,7 @@ def test_score__bad_images_have_their_own_status(run_async, model_file, encode):
 
 
 def test_score__a_decoder_fault_stays_with_its_image(run_async, model_file, encode, monkeypatch):
-    from serve import decode
+    from serve import engine
 
     bad = encode(5)
 
@@ -140,7 +153,7 @@ def test_score__a_decoder_fault_stays_with_its_image(run_async, model_file, enco
             raise MemoryError("no room")
         return load(content, size)
 
-    monkeypatch.setattr(decode, "load", faulty)
+    monkeypatch.setattr(engine, "load", faulty)
 
     async def scenario():
         async with serving(model_file) as (_, channel):
@@ -155,7 +168,7 @@ def test_score__a_decoder_fault_stays_with_its_image(run_async, model_file, enco
     assert response.results[1].status.message == "the decoder failed: MemoryError: no room"
 
 
-def test_score__an_inference_error_answers_its_batch_and_the_server_goes_on(run_async, make_model, encode):
+def test_score__an_inference_error_hurts_its_own_image_alone(run_async, make_model, encode):
     white = encode(0, colour=(255, 255, 255))
 
     async def scenario():
@@ -165,8 +178,12 @@ def test_score__an_inference_error_answers_its_batch_and_the_server_goes_on(run_
             return failed, fine, server.admission.requests
 
     failed, fine, in_flight = run_async(scenario())
-    assert {result.status.code for result in failed.results} == {Code.CODE_INFERENCE_FAILED}
-    assert all("Gather" in result.status.message for result in failed.results)
+    assert [result.status.code for result in failed.results] == [
+        Code.CODE_OK,
+        Code.CODE_INFERENCE_FAILED,
+        Code.CODE_OK,
+    ]
+    assert "Gather" in failed.results[1].status.message
     assert {result.status.code for result in fine.results} == {Code.CODE_OK}
     assert in_flight == 0
 
@@ -192,7 +209,7 @@ def test_get_model__describes_the_file(run_async, model_file):
     async def scenario():
         async with serving(model_file, limits=Limits(request_images=9)) as (server, channel):
             answer = await scoring_pb2_grpc.ScoringStub(channel).GetModel(pb.GetModelRequest())
-            return answer, server.engine.model.info, banner(server)
+            return answer, _engine(server).model.info, banner(server)
 
     answer, info, text = run_async(scenario())
     assert tuple(answer.classes) == info.classes == ("cat", "dog", "person")
@@ -372,41 +389,228 @@ def test_score__a_full_server_pushes_back(run_async, model_file, encode, limits,
 
 @pytest.mark.parametrize("how", ["deadline", "cancel"])
 def test_score__expired_and_cancelled_work_is_dropped(run_async, model_file, encode, how):
+    """What waits for the model, and what runs: the answer comes at the deadline, the counters go to 0."""
+
     async def scenario():
         async with serving(model_file, max_batch=4, max_delay_ms=0) as (server, channel):
             gate = _block(server)
-            running = asyncio.create_task(_score(channel, encode(0)))
-            await _until(lambda: server.engine.batcher.running == 1)
-            timeout = 0.2 if how == "deadline" else None
-            late = [asyncio.create_task(_score(channel, encode(n), timeout=timeout)) for n in range(1, 6)]
-            await _until(lambda: server.engine.batcher.waiting == 5)
+            batcher = _engine(server).batcher
+            timeout = 1.0 if how == "deadline" else None
+            calls = [asyncio.create_task(_score(channel, encode(0), timeout=timeout))]
+            await _until(lambda: batcher.running == 1)
+            calls += [asyncio.create_task(_score(channel, encode(n), timeout=timeout)) for n in range(1, 6)]
+            await _until(lambda: batcher.ready == 5)
             if how == "cancel":
-                for call in late:
+                for call in calls:
                     call.cancel()
-            answers = await asyncio.gather(*late, return_exceptions=True)
-            await _until(lambda: server.engine.batcher.waiting == 0)
-            await _until(lambda: server.admission.requests == 1)
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            await _until(lambda: server.admission.requests == batcher.held == batcher.ready == 0)
+            executed = _engine(server).statistics.execution_count
             gate.set()
-            done = await running
-            await _until(lambda: server.admission.requests == 0)
-            return answers, done, (server.admission.images, server.admission.size)
+            await _until(lambda: not any(_counters(server)))
+            statistics = _engine(server).statistics
+            return answers, executed, statistics, await _score(channel, encode(1))
 
-    answers, done, counters = run_async(scenario())
+    answers, executed, statistics, after = run_async(scenario())
     if how == "deadline":
         assert {answer.code() for answer in answers} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert statistics.fail.count + statistics.cancel.count == 6
     else:
         assert {type(answer) for answer in answers} == {asyncio.CancelledError}
-    assert done.results[0].status.code == Code.CODE_OK
-    assert counters == (0, 0)
+        assert statistics.cancel.count == 6
+    assert executed == 0
+    assert statistics.inference_count == 2  # the one that ran when it was dropped, and the last
+    assert after.results[0].status.code == Code.CODE_OK
 
 
-def test_wait_broken__says_that_the_worker_has_ended(run_async, model_file, encode):
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+def test_score__work_is_dropped_before_it_is_decoded(run_async, model_file, encode, monkeypatch, how):
+    from serve import engine
+
+    gate, decoded = threading.Event(), []
+
+    def slow(content, size):
+        gate.wait(30)
+        decoded.append(content)
+        return load(content, size)
+
+    monkeypatch.setattr(engine, "load", slow)
+
+    async def scenario():
+        async with serving(model_file, decode_threads=1) as (server, channel):
+            batcher = _engine(server).batcher
+            timeout = 1.0 if how == "deadline" else None
+            calls = [asyncio.create_task(_score(channel, encode(n), timeout=timeout)) for n in range(4)]
+            await _until(lambda: (batcher.decoding, batcher.queued) == (1, 3))
+            if how == "cancel":
+                for call in calls:
+                    call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await _until(lambda: server.admission.requests == batcher.held == batcher.queued == 0)
+            gate.set()
+            await _until(lambda: not any(_counters(server)))
+            return _engine(server).statistics.inference_count
+
+    assert run_async(scenario()) == 0
+    assert len(decoded) == 1  # the one that had begun
+
+
+def test_score__a_deadline_that_cannot_be_met_is_refused_at_once(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file) as (server, channel):
-            server.engine.batcher._worker.cancel()
-            reason = await server.wait_broken()
-            return reason, await _fails(_score(channel, encode(1)))
+            engine = _engine(server)
+            gate = _block(server)
+            engine._pace = 2.0
+            held = asyncio.create_task(_score(channel, encode(1)))
+            await _until(lambda: engine.batcher.running == 1)
+            refused = await _fails(_score(channel, encode(2), timeout=1.5))
+            gate.set()
+            return refused, await held
 
-    reason, error = run_async(scenario())
-    assert "worker has ended" in reason
-    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    refused, answer = run_async(scenario())
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (
+        "1 images are before this request, about 2.00 s of work, and its deadline is in 1."
+        in refused.details()
+    )
+    assert 400 < int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) < 1000
+    assert answer.results[0].status.code == Code.CODE_OK
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_async, model_file, encode, how):
+    async def scenario():
+        async with serving(model_file, max_batch=1, stall_s=0.5) as (server, channel):
+            engine = _engine(server)
+            gate = _block(server)
+            blocked = engine.model.run
+
+            def end(images):
+                blocked(images)
+                raise SystemExit("the worker's end")
+
+            if how == "dies":
+                engine.model.run = end
+            calls = [asyncio.create_task(_score(channel, encode(n))) for n in range(3)]
+            await _until(lambda: engine.batcher.ready + engine.batcher.running == 3)
+            reopened = threading.Event()
+            reopen = engine.model.reopen
+
+            def slowly():
+                reopened.wait(30)
+                return reopen()
+
+            engine.model.reopen = slowly
+            if how == "dies":
+                gate.set()
+            errors = [await _fails(call) for call in calls]
+            late = await _fails(_score(channel, encode(1)))
+            while await _health(channel) == "SERVING":
+                await asyncio.sleep(0.02)
+            health = [await _health(channel, name) for name in ("tailacc.v1.Scoring", "tailacc")]
+            reopened.set()
+            gate.set()
+            while await _health(channel) != "SERVING":
+                await asyncio.sleep(0.02)
+            answer = await _score(channel, encode(1))
+            await _until(lambda: not any(_counters(server)))
+            return errors, late, health, answer, (server.worker.deaths, engine.restarts)
+
+    errors, late, health, answer, counts = run_async(scenario())
+    words = "died of SystemExit" if how == "dies" else "made no progress for 0.5 s (--stall-s)"
+    for error in (*errors, late):
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert words in error.details()
+    assert health == ["NOT_SERVING", "NOT_SERVING"]
+    assert answer.results[0].status.code == Code.CODE_OK
+    assert counts == (1, 1)
+
+
+def test_worker__a_model_that_fails_on_its_golden_image_too_is_opened_again(run_async, model_file, encode):
+    async def scenario():
+        async with serving(model_file) as (server, channel):
+            engine = _engine(server)
+
+            def broken(images):
+                raise RuntimeError("the device is lost")
+
+            engine.model.run = broken
+            lost = await _fails(_score(channel, encode(1)))
+            await _until(lambda: engine.ready)
+            return lost, await _score(channel, encode(1)), engine.restarts
+
+    lost, answer, restarts = run_async(scenario())
+    assert lost.code() is grpc.StatusCode.UNAVAILABLE
+    assert "the device is lost" in lost.details()
+    assert answer.results[0].status.code == Code.CODE_OK
+    assert restarts == 1
+
+
+def test_score__several_models_in_one_server(run_async, make_model, encode):
+    one, two = make_model(), make_model(seed=7)
+
+    async def scenario():
+        async with serving(f"{one},second={two}") as (server, channel):
+            stub = scoring_pb2_grpc.ScoringStub(channel)
+            image = pb.Image(id="a", content=encode(1))
+            answers = [
+                await stub.Score(pb.ScoreRequest(images=[image], model=name))
+                for name in ("", "tailacc", "second")
+            ]
+            unknown = await _fails(stub.Score(pb.ScoreRequest(images=[image], model="third")))
+            described = await stub.GetModel(pb.GetModelRequest(model="second"))
+            return answers, unknown, described, await _health(channel, "second"), banner(server)
+
+    answers, unknown, described, health, text = run_async(scenario())
+    assert answers[0].model.hash == answers[1].model.hash != answers[2].model.hash == described.model.hash
+    for answer, path in zip(answers, (one, one, two), strict=True):
+        logit, _ = _offline(path, [encode(1)])
+        np.testing.assert_allclose(answer.results[0].logits, logit[0], rtol=0, atol=1e-6)
+    assert unknown.code() is grpc.StatusCode.NOT_FOUND
+    assert unknown.details() == (
+        "unknown model 'third'; this server has: second (version 1), tailacc (version 1)"
+    )
+    assert health == "SERVING"
+    assert "second: mean pool 32 px" in text
+
+
+def test_score__pixels_equal_files_bit_for_bit(run_async, model_file, encode):
+    files = [encode(seed) for seed in range(5)]
+
+    async def scenario():
+        async with serving(model_file) as (server, channel):
+            stub = scoring_pb2_grpc.ScoringStub(channel)
+            images = [pb.Image(id=str(n), pixels=load(file, 32).tobytes()) for n, file in enumerate(files)]
+            images.insert(2, pb.Image(id="short", pixels=b"123"))
+            told = _engine(server).model.info.preprocessing
+            pixels = await stub.Score(pb.ScoreRequest(images=images, preprocessing=told))
+            other = await _fails(stub.Score(pb.ScoreRequest(images=images, preprocessing="other")))
+            return pixels, other, await _score(channel, *files)
+
+    pixels, other, together = run_async(scenario())
+    short = pixels.results.pop(2)
+    assert short.status.code == Code.CODE_BAD_IMAGE
+    assert short.status.message == "pixels must be 32 x 32 x 3 = 3072 bytes, got 3"
+    assert [list(result.logits) for result in pixels.results] == [list(r.logits) for r in together.results]
+    assert other.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "made with preprocessing 'other'" in other.details()
+
+
+def test_statistics__count_requests_images_and_batches(run_async, model_file, encode):
+    async def scenario():
+        async with serving(model_file, max_batch=4, max_delay_ms=500, decode_threads=1) as (server, channel):
+            await _score(channel, *(encode(n) for n in range(7)), b"text")
+            await _score(channel, encode(1))
+            return server.models.get("tailacc").statistics
+
+    statistics = run_async(scenario())
+    assert (statistics.success.count, statistics.fail.count, statistics.cancel.count) == (2, 0, 0)
+    assert (statistics.inference_count, statistics.bad_images, statistics.padded) == (8, 1, 0)
+    ran = {size: batch.compute_infer.count for size, batch in statistics.batches.items()}
+    assert sum(size * count for size, count in ran.items()) == 8
+    assert ran[4] >= 1
+    assert sum(ran.values()) == statistics.execution_count
+    parts = (statistics.queue, statistics.compute_input, statistics.compute_infer, statistics.compute_output)
+    assert [part.count for part in parts] == [2, 2, 2, 2]
+    assert min(part.ns for part in parts[1:]) > 0
+    assert parts[2].ns < statistics.success.ns

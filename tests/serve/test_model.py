@@ -8,17 +8,17 @@ from onnx import TensorProto
 from data.errors import InputError
 from data.model_file import ModelInfo
 from serve import device
-from serve.model import OnnxModel
+from serve.model import OnnxModel, buckets_up_to, fastest_bucket
 from serve.registry import ModelSource
 
 
-def _load(path, name="cpu") -> OnnxModel:
-    return OnnxModel(ModelSource(path), name, threads=1)
+def _load(path, name="cpu", max_batch=1) -> OnnxModel:
+    return OnnxModel(ModelSource(path), name, 1, max_batch)
 
 
 def test_onnx_model__run_gives_logit_and_score(model_file):
-    model = _load(model_file)
-    model.warm(4)
+    model = _load(model_file, max_batch=4)
+    model.warm()
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     logit, score = model.run(images)
     assert logit.shape == score.shape == (5, 3)
@@ -60,15 +60,107 @@ def test_onnx_model__a_missing_output_is_named(model_file, tmp_path):
         _load(tmp_path / "model.onnx")
 
 
-def test_warm__more_classes_in_the_metadata_than_in_the_outputs(make_model, model_file):
+def test_warm__more_classes_in_the_metadata_than_in_the_outputs(model_file, tmp_path):
     stored = {entry.key: entry.value for entry in onnx.load(model_file).metadata_props}
     info = ModelInfo.from_metadata(stored, "model")
     four = replace(
-        info, classes=(*info.classes, "cow"), scale=(1.0,) * 4, bias=(0.0,) * 4, thresholds=(0.5,) * 4
+        info,
+        classes=(*info.classes, "cow"),
+        scale=(1.0,) * 4,
+        bias=(0.0,) * 4,
+        thresholds=(0.5,) * 4,
+        golden_logit=(0.0,) * 4,
     )
-    model = _load(make_model(metadata=four.to_metadata()))
+    stored = onnx.load(model_file)
+    onnx.helper.set_model_props(stored, four.to_metadata())
+    onnx.save(stored, tmp_path / "model.onnx")
+    model = _load(tmp_path / "model.onnx")
     with pytest.raises(InputError, match=r"'logit' must be float32\[1, 4\].*got float32\[1, 3\]"):
-        model.warm(2)
+        model.warm()
+
+
+def _with(model_file, path, **changes):
+    """The same file with other metadata."""
+    model = onnx.load(model_file)
+    info = ModelInfo.from_metadata({entry.key: entry.value for entry in model.metadata_props}, "model")
+    onnx.helper.set_model_props(model, replace(info, **changes).to_metadata())
+    onnx.save(model, path)
+    return path
+
+
+def test_onnx_model__a_file_without_golden_image_is_refused(model_file, tmp_path):
+    with pytest.raises(InputError, match="has no golden image to be checked with; export it again"):
+        _load(_with(model_file, tmp_path / "model.onnx", golden_logit=()))
+
+
+def test_warm__a_golden_image_with_other_logits_is_refused(model_file, tmp_path):
+    golden = ModelInfo.from_metadata(
+        {entry.key: entry.value for entry in onnx.load(model_file).metadata_props}, "model"
+    ).golden_logit
+    near = (golden[0] + 5e-4, *golden[1:])
+    _load(_with(model_file, tmp_path / "near.onnx", golden_logit=near)).warm()
+    far = (*golden[:2], golden[2] - 2e-3)
+    with pytest.raises(InputError, match=r"golden image's logits differ by 2\.00e-03 from those in the file"):
+        _load(_with(model_file, tmp_path / "far.onnx", golden_logit=far)).warm()
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "wanted"), [(1, (1,)), (2, (1, 2)), (7, (1, 2, 4, 7)), (16, (1, 2, 4, 8, 16))]
+)
+def test_buckets_up_to__powers_of_two_and_the_largest(max_batch, wanted):
+    assert buckets_up_to(max_batch) == wanted
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "wanted"),
+    [
+        ({1: 10, 2: 7.5, 4: 7.45, 8: 8}, 2),  # 4 is better by less than 2 %
+        ({1: 10, 2: 9, 4: 7.5, 8: 7}, 8),
+        ({1: 10, 2: 15}, 1),
+        ({1: 0.01, 2: 0.01, 4: 0.01}, 4),  # where the model is nothing, the way from batch to batch counts
+    ],
+)
+def test_fastest_bucket__the_smallest_near_the_best(milliseconds, wanted):
+    assert fastest_bucket({size: ms / 1000 for size, ms in milliseconds.items()}) == wanted
+
+
+def test_warm__chooses_the_buckets_itself(model_file):
+    model = _load(model_file, max_batch=0)
+    model.warm()
+    assert model.buckets == buckets_up_to(model.buckets[-1])
+    assert model.buckets[-1] <= 8
+    assert model.seconds_an_image > 0
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_run__scores_depend_neither_on_bucket_nor_on_mates(model_file, padding):
+    model = _load(model_file, max_batch=8)
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    alone = np.concatenate([model.run(model.fill(1, [image]))[1] for image in images])
+    others = list(np.random.default_rng(2).integers(0, 256, (padding, 32, 32, 3), dtype=np.uint8))
+    together = model.run(model.fill(8, [*others, *images]))[1][padding : padding + 5]
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+
+
+def test_bound_batch__gives_what_a_plain_run_gives(model_file):
+    """The path of the GPU, on the CPU: what stands in the host buffer at the time of the run is scored."""
+    model = _load(model_file, max_batch=4)
+    buffer = np.zeros((4, 32, 32, 3), dtype=np.uint8)
+    bound = device.BoundBatch(model._session, "cpu", buffer)
+    for seed in range(3):
+        buffer[:] = np.random.default_rng(seed).integers(0, 256, buffer.shape, dtype=np.uint8)
+        for ours, plain in zip(bound.run(), model.run(buffer.copy()), strict=True):
+            np.testing.assert_array_equal(ours, plain)
+
+
+def test_reopen__a_file_that_was_replaced_is_refused(make_model, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(make_model().read_bytes())
+    model = _load(path, max_batch=2)
+    assert model.reopen().buckets == (1, 2)
+    path.write_bytes(make_model(seed=5).read_bytes())
+    with pytest.raises(InputError, match="is another file now"):
+        model.reopen()
 
 
 def test_onnx_model__a_text_file_is_not_a_model(tmp_path):

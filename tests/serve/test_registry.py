@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from serve.registry import open_source
+from serve.registry import open_source, split_models
 
 
 def test_open_source__a_file(model_file):
@@ -47,6 +47,41 @@ def test_open_source__the_registry(store, monkeypatch, model_file, uri):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("artifact", ["", "/model"])
+def test_open_source__a_run(store, monkeypatch, model_file, artifact):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    run = mlflow.MlflowClient(store, store).get_model_version("tailacc", "2").run_id
+    with open_source(f"runs:/{run}{artifact}") as source:
+        assert (source.name, source.version) == ("", run)
+        assert source.path.read_bytes() == model_file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("model.onnx", [("tailacc", "model.onnx")]),
+        ("models:/birds@champion", [("birds", "models:/birds@champion")]),
+        ("a.onnx, b=b.onnx", [("tailacc", "a.onnx"), ("b", "b.onnx")]),
+        ("x=models:/birds/2,y=runs:/ID", [("x", "models:/birds/2"), ("y", "runs:/ID")]),
+    ],
+)
+def test_split_models__names_and_sources(text, wanted):
+    assert split_models(text) == wanted
+
+
+def test_split_models__a_file_with_commas_in_its_name_is_one(tmp_path):
+    path = tmp_path / "lr=0.1,seed=2.onnx"
+    path.touch()
+    assert split_models(str(path)) == [("tailacc", str(path))]
+
+
+def test_split_models__two_of_one_name():
+    with pytest.raises(InputError, match="two models of the name 'tailacc'; name them: --model NAME=A"):
+        split_models("a.onnx,b.onnx")
+
+
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
@@ -54,7 +89,12 @@ def test_open_source__the_registry(store, monkeypatch, model_file, uri):
         ("models:/tailacc/9", "no model 'tailacc' with version 9 in sqlite:"),
         ("models:/other@champion", "no model 'other' with alias 'champion' in sqlite:"),
         ("models:/empty/1", r"must hold one \.onnx file, found none"),
-        ("models:/tailacc", "must be models:/NAME@ALIAS or models:/NAME/VERSION, got 'models:/tailacc'"),
+        (f"runs:/{'0' * 32}", f"no model 'model' in run {'0' * 32} in sqlite:"),
+        ("runs:/best", "must be models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID, got 'runs:/best'"),
+        (
+            "models:/tailacc",
+            "must be models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID, got 'models:/tailacc'",
+        ),
     ],
 )
 def test_open_source__what_is_not_there_is_named(store, monkeypatch, uri, words):

@@ -122,11 +122,11 @@ def test_server__a_port_in_use(start_server, model_file):
         (("--model", "nothing.onnx"), "no model file at nothing.onnx"),
         (
             ("--model", "models:tailacc"),
-            "must be models:/NAME@ALIAS or models:/NAME/VERSION, got 'models:tailacc'",
+            "must be models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID, got 'models:tailacc'",
         ),
         ((), "no MLflow store at sqlite:///mlflow.db"),
         (("--listen", "8001"), "--listen must be HOST:PORT such as 127.0.0.1:8001, got '8001'"),
-        (("--max-batch", "0"), "--max-batch must be from 1 to 4096, got 0"),
+        (("--max-batch", "-1"), "--max-batch must be from 0 to 4096, got -1"),
         (("--limits.image-bytes", "0"), "--limits.image-bytes must be at least 1, got 0"),
         (
             ("--limits.request-bytes", "5"),

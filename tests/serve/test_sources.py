@@ -3,7 +3,11 @@ import pytest
 from data.errors import InputError
 from data.labels import VOC_CLASSES
 from serve import sources
-from serve.sources import find_images
+from serve.sources import ImageList, find_images
+
+
+def ids(found):
+    return [found.image_id(row) for row in range(len(found))]
 
 
 def test_find_images__a_folder_to_any_depth(tmp_path):
@@ -12,11 +16,13 @@ def test_find_images__a_folder_to_any_depth(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     found = find_images(str(tmp_path), "val")
-    assert found.image_ids == ("a", "b", "c")
-    assert found.sizes == (5, 5, 14)
+    assert ids(found) == ["a", "b", "c"]
+    assert found.sizes.tolist() == [5, 5, 14]
+    assert found.path(2) == tmp_path / "deep" / "er" / "c.jpeg"
     before = found.fingerprint
     (tmp_path / "b.jpg").write_bytes(b"longer than before")
     assert find_images(str(tmp_path), "val").fingerprint != before
+    assert find_images(str(tmp_path), "val").order == found.order
 
 
 def test_find_images__a_list(tmp_path):
@@ -25,8 +31,32 @@ def test_find_images__a_list(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text(f"two.jpg\n\n{tmp_path / 'one.jpg'}\n")
     found = find_images(str(listed), "val")
-    assert found.image_ids == ("two", "one")
-    assert found.paths == (tmp_path / "two.jpg", tmp_path / "one.jpg")
+    assert ids(found) == ["two", "one"]
+    assert found.path(0) == tmp_path / "two.jpg"
+    assert found.path(1) == tmp_path / "one.jpg"
+
+
+def test_find_images__the_order_is_told_apart_but_is_no_part_of_the_fingerprint(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    listed = tmp_path / "list.txt"
+    listed.write_text("two.jpg\none.jpg\n")
+    turned, plain = find_images(str(listed), "val"), find_images(str(tmp_path), "val")
+    assert turned.fingerprint == plain.fingerprint
+    assert turned.order != plain.order
+
+
+def test_image_list__takes_few_bytes_an_image():
+    files = ((f"/photographs/of/the/year/2026/photo_{n:08d}.jpg", n) for n in range(20_000))
+    found = ImageList("many", files)
+    assert found.image_id(19_999) == "photo_00019999"
+    # 48 bytes of path, 8 where it ends, 8 of size, and what growing leaves unused.
+    assert found.nbytes <= 80 * 20_000
+
+
+def test_image_list__a_name_that_is_not_utf_8_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"the name of b'.*caf\\xe9\.jpg' is not UTF-8; rename the file"):
+        ImageList("x", [(str(tmp_path / "caf\udce9.jpg"), 1)])
 
 
 def _devkit(root):
@@ -42,16 +72,16 @@ def _devkit(root):
     return root
 
 
-@pytest.mark.parametrize(("split", "ids"), [("val", ("2012_01",)), ("train", ("2012_02",))])
-def test_find_images__a_devkit(tmp_path, split, ids):
+@pytest.mark.parametrize(("split", "wanted"), [("val", ["2012_01"]), ("train", ["2012_02"])])
+def test_find_images__a_devkit(tmp_path, split, wanted):
     found = find_images(str(_devkit(tmp_path)), split)
-    assert found.image_ids == ids
+    assert ids(found) == wanted
     assert split in found.name
 
 
 def test_find_images__nothing_given_is_the_default_devkit(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "default_devkit", lambda: _devkit(tmp_path))
-    assert find_images("", "val").image_ids == ("2012_01",)
+    assert ids(find_images("", "val")) == ["2012_01"]
 
 
 def test_find_images__bad_input_is_named(tmp_path):

@@ -144,7 +144,7 @@ def test_export_run__fits_on_the_selection_part_with_its_own_logits(
     assert finished.out is not None
     exported = export_run(finished.out, tmp_path / "m.onnx", "platt", 0.8)
     assert (exported.info.calibration, exported.info.wished_precision) == ("platt", 0.8)
-    examples = open_examples(finished.data, finished.seed)
+    examples = open_examples(finished.data)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     index = examples.selection
     logit, score = session.run(None, {INPUT_NAME: examples.cache.pixels[index]})
@@ -159,7 +159,7 @@ def test_export_run__fits_on_the_selection_part_with_its_own_logits(
         assert not said.any() or target[said, c].mean() >= 0.8
     plain = export_run(finished.out, tmp_path / "n.onnx", "none").info
     assert (plain.scale, plain.bias, plain.calibration) == ((1.0,) * 20, (0.0,) * 20, "none")
-    with pytest.raises(InputError, match="--precision must be above 0 and at most 1, got 90"):
+    with pytest.raises(InputError, match="--wished-precision must be above 0 and at most 1, got 90"):
         export_run(finished.out, tmp_path / "o.onnx", "none", 90)
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eproto/tailacc/v1/scoring.proto\x12\ntailacc.v1\"$\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"1\n\x0cScoreRequest\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.tailacc.v1.Image\"\xb8\x01\n\x0bImageStatus\x12*\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1c.tailacc.v1.ImageStatus.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\"l\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43ODE_OK\x10\x01\x12\x12\n\x0e\x43ODE_BAD_IMAGE\x10\x02\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\x03\x12\x19\n\x15\x43ODE_INFERENCE_FAILED\x10\x04\"b\n\x0bImageResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tailacc.v1.ImageStatus\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x0e\n\x06scores\x18\x04 \x03(\x02\"7\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\"^\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tailacc.v1.ImageResult\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.tailacc.v1.ModelRef\"\x11\n\x0fGetModelRequest\"\x98\x01\n\x06Limits\x12\x16\n\x0erequest_images\x18\x01 \x01(\r\x12\x15\n\rrequest_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x19\n\x11inflight_requests\x18\x04 \x01(\r\x12\x17\n\x0finflight_images\x18\x05 \x01(\r\x12\x16\n\x0einflight_bytes\x18\x06 \x01(\x04\"\xe8\x01\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tailacc.v1.ModelRef\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x12\n\nimage_size\x18\x03 \x01(\r\x12\x15\n\rpreprocessing\x18\x04 \x01(\t\x12\x12\n\nthresholds\x18\x05 \x03(\x02\x12\"\n\x06limits\x18\x06 \x01(\x0b\x32\x12.tailacc.v1.Limits\x12\x16\n\x0eserver_version\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t2\x8e\x01\n\x07Scoring\x12<\n\x05Score\x12\x18.tailacc.v1.ScoreRequest\x1a\x19.tailacc.v1.ScoreResponse\x12\x45\n\x08GetModel\x12\x1b.tailacc.v1.GetModelRequest\x1a\x1c.tailacc.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eproto/tailacc/v1/scoring.proto\x12\ntailacc.v1\"C\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload\"W\n\x0cScoreRequest\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.tailacc.v1.Image\x12\x15\n\rpreprocessing\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\xb8\x01\n\x0bImageStatus\x12*\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1c.tailacc.v1.ImageStatus.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\"l\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43ODE_OK\x10\x01\x12\x12\n\x0e\x43ODE_BAD_IMAGE\x10\x02\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\x03\x12\x19\n\x15\x43ODE_INFERENCE_FAILED\x10\x04\"b\n\x0bImageResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.tailacc.v1.ImageStatus\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x0e\n\x06scores\x18\x04 \x03(\x02\"7\n\x08ModelRef\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04hash\x18\x03 \x01(\t\"^\n\rScoreResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.tailacc.v1.ImageResult\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.tailacc.v1.ModelRef\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x98\x01\n\x06Limits\x12\x16\n\x0erequest_images\x18\x01 \x01(\r\x12\x15\n\rrequest_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x19\n\x11inflight_requests\x18\x04 \x01(\r\x12\x17\n\x0finflight_images\x18\x05 \x01(\r\x12\x16\n\x0einflight_bytes\x18\x06 \x01(\x04\"\xa0\x02\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.tailacc.v1.ModelRef\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\t\x12\x12\n\nimage_size\x18\x03 \x01(\r\x12\x15\n\rpreprocessing\x18\x04 \x01(\t\x12\x12\n\nthresholds\x18\x05 \x03(\x02\x12\"\n\x06limits\x18\x06 \x01(\x0b\x32\x12.tailacc.v1.Limits\x12\x16\n\x0eserver_version\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\t \x01(\t\x12\x1c\n\x14precision_thresholds\x18\n \x03(\x02\x12\x18\n\x10wished_precision\x18\x0b \x01(\x02\x32\x8e\x01\n\x07Scoring\x12<\n\x05Score\x12\x18.tailacc.v1.ScoreRequest\x1a\x19.tailacc.v1.ScoreResponse\x12\x45\n\x08GetModel\x12\x1b.tailacc.v1.GetModelRequest\x1a\x1c.tailacc.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.tailacc.v1.scoring_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_IMAGE']._serialized_start=46
-  _globals['_IMAGE']._serialized_end=82
-  _globals['_SCOREREQUEST']._serialized_start=84
-  _globals['_SCOREREQUEST']._serialized_end=133
-  _globals['_IMAGESTATUS']._serialized_start=136
-  _globals['_IMAGESTATUS']._serialized_end=320
-  _globals['_IMAGESTATUS_CODE']._serialized_start=212
-  _globals['_IMAGESTATUS_CODE']._serialized_end=320
-  _globals['_IMAGERESULT']._serialized_start=322
-  _globals['_IMAGERESULT']._serialized_end=420
-  _globals['_MODELREF']._serialized_start=422
-  _globals['_MODELREF']._serialized_end=477
-  _globals['_SCORERESPONSE']._serialized_start=479
-  _globals['_SCORERESPONSE']._serialized_end=573
-  _globals['_GETMODELREQUEST']._serialized_start=575
-  _globals['_GETMODELREQUEST']._serialized_end=592
-  _globals['_LIMITS']._serialized_start=595
-  _globals['_LIMITS']._serialized_end=747
-  _globals['_GETMODELRESPONSE']._serialized_start=750
-  _globals['_GETMODELRESPONSE']._serialized_end=982
-  _globals['_SCORING']._serialized_start=985
-  _globals['_SCORING']._serialized_end=1127
+  _globals['_IMAGE']._serialized_end=113
+  _globals['_SCOREREQUEST']._serialized_start=115
+  _globals['_SCOREREQUEST']._serialized_end=202
+  _globals['_IMAGESTATUS']._serialized_start=205
+  _globals['_IMAGESTATUS']._serialized_end=389
+  _globals['_IMAGESTATUS_CODE']._serialized_start=281
+  _globals['_IMAGESTATUS_CODE']._serialized_end=389
+  _globals['_IMAGERESULT']._serialized_start=391
+  _globals['_IMAGERESULT']._serialized_end=489
+  _globals['_MODELREF']._serialized_start=491
+  _globals['_MODELREF']._serialized_end=546
+  _globals['_SCORERESPONSE']._serialized_start=548
+  _globals['_SCORERESPONSE']._serialized_end=642
+  _globals['_GETMODELREQUEST']._serialized_start=644
+  _globals['_GETMODELREQUEST']._serialized_end=676
+  _globals['_LIMITS']._serialized_start=679
+  _globals['_LIMITS']._serialized_end=831
+  _globals['_GETMODELRESPONSE']._serialized_start=834
+  _globals['_GETMODELRESPONSE']._serialized_end=1122
+  _globals['_SCORING']._serialized_start=1125
+  _globals['_SCORING']._serialized_end=1267
 # @@protoc_insertion_point(module_scope)

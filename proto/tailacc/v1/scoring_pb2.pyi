@@ -8,18 +8,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Image(_message.Message):
-    __slots__ = ("id", "content")
+    __slots__ = ("id", "content", "pixels")
     ID_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    PIXELS_FIELD_NUMBER: _ClassVar[int]
     id: str
     content: bytes
-    def __init__(self, id: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
+    pixels: bytes
+    def __init__(self, id: _Optional[str] = ..., content: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("images",)
+    __slots__ = ("images", "preprocessing", "model")
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESSING_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     images: _containers.RepeatedCompositeFieldContainer[Image]
-    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ...) -> None: ...
+    preprocessing: str
+    model: str
+    def __init__(self, images: _Optional[_Iterable[_Union[Image, _Mapping]]] = ..., preprocessing: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ImageStatus(_message.Message):
     __slots__ = ("code", "message")
@@ -72,8 +78,10 @@ class ScoreResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ImageResult, _Mapping]]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("request_images", "request_bytes", "image_bytes", "inflight_requests", "inflight_images", "inflight_bytes")
@@ -92,7 +100,7 @@ class Limits(_message.Message):
     def __init__(self, request_images: _Optional[int] = ..., request_bytes: _Optional[int] = ..., image_bytes: _Optional[int] = ..., inflight_requests: _Optional[int] = ..., inflight_images: _Optional[int] = ..., inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "classes", "image_size", "preprocessing", "thresholds", "limits", "server_version", "device", "description")
+    __slots__ = ("model", "classes", "image_size", "preprocessing", "thresholds", "limits", "server_version", "device", "description", "precision_thresholds", "wished_precision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +110,8 @@ class GetModelResponse(_message.Message):
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    WISHED_PRECISION_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     classes: _containers.RepeatedScalarFieldContainer[str]
     image_size: int
@@ -111,4 +121,6 @@ class GetModelResponse(_message.Message):
     server_version: str
     device: str
     description: str
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., image_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., thresholds: _Optional[_Iterable[float]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., device: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+    precision_thresholds: _containers.RepeatedScalarFieldContainer[float]
+    wished_precision: float
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., image_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., thresholds: _Optional[_Iterable[float]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., device: _Optional[str] = ..., description: _Optional[str] = ..., precision_thresholds: _Optional[_Iterable[float]] = ..., wished_precision: _Optional[float] = ...) -> None: ...

@@ -29,10 +29,13 @@ class ScoringStub:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """
@@ -59,10 +62,13 @@ class ScoringServicer:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """
@@ -107,10 +113,13 @@ class Scoring:
     """Scores images with one multi-label ONNX model.
 
     Status codes of a call (an image's own trouble is in its `ImageStatus`, never here):
-    INVALID_ARGUMENT    no image, an empty or doubled id, or a request over one of the `Limits` of a request
+    INVALID_ARGUMENT    no image, an empty or doubled id, a request over one of the `Limits` of a request, or
+    pixels of another decode and resize than the model's
     RESOURCE_EXHAUSTED  the server is full; trailing metadata `grpc-retry-pushback-ms` says when to try again.
     Without that metadata the message is too large for the transport: do not try again
-    UNAVAILABLE         the model is loading, or the server is stopping; try again, or another server
+    NOT_FOUND           no model of the name that the request gives; the message lists the names
+    UNAVAILABLE         the model is loading, or its worker died, or the server is stopping; try again, or another
+    server
     DEADLINE_EXCEEDED   the deadline passed; no result is sent, work not yet begun is dropped
     INTERNAL            an error of the server itself
     """

@@ -1,0 +1,222 @@
+"""The Open Inference Protocol (v2) over gRPC: the service that Triton's and KServe's clients call.
+
+inference.proto beside the generated code says what each call does; this file converts and calls, nothing else.
+
+    client = tritonclient.grpc.InferenceServerClient("127.0.0.1:8001")
+    photo = tritonclient.grpc.InferInput("jpeg", [1], "BYTES")
+    photo.set_data_from_numpy(numpy.array([open("photo.jpg", "rb").read()], dtype=object))
+    scores = client.infer("tailacc", [photo]).as_numpy("score")
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from data.errors import InputError
+from proto.inference.v2 import inference_pb2 as pb
+from serve.admission import Admission
+from serve.config import Limits
+from serve.errors import PUSHBACK_KEY, abort, status_of
+from serve.faults import NotAccepting, NotSupported, ServerFull
+from serve.inference_codec import decode_request, encode_response
+from serve.inference_describe import model_config, model_metadata, model_statistics, repository_index
+from serve.inference_stream import answer_in_order
+from serve.service import Models, ServedModel
+
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+
+# Requests of one stream that are read and not yet answered. Enough to keep the batcher full from one caller (four
+# batches of 16); the caller's next writes wait in the transport, and one stream cannot take the whole server.
+_STREAM_INFLIGHT = 64
+
+_EXTENSIONS = ("model_configuration", "model_repository", "statistics")
+
+# The other calls of the published service, refused in words: gRPC itself would say "Method not found!".
+_SHARED_MEMORY = "shared memory is not supported; send the bytes in raw_input_contents"
+_CONTROL = "models are chosen when the server starts (--model), not over this protocol"
+_NOT_SUPPORTED = {
+    "SystemSharedMemoryStatus": _SHARED_MEMORY,
+    "SystemSharedMemoryRegister": _SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": _SHARED_MEMORY,
+    "CudaSharedMemoryStatus": _SHARED_MEMORY,
+    "CudaSharedMemoryRegister": _SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": _SHARED_MEMORY,
+    "RepositoryModelLoad": _CONTROL,
+    "RepositoryModelUnload": _CONTROL,
+    "TraceSetting": "trace settings are not supported",
+    "LogSettings": "log settings are not supported",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A message as it came, with its size in bytes: `ByteSize` would write the whole message once more
+    (0.25 ms for 1 MB). `error` where the bytes are not such a message."""
+
+    message: Any
+    size: int
+    error: InputError | None = None
+
+    def check(self) -> None:
+        """Raise the error."""
+        if self.error:
+            raise self.error
+
+
+def add_inference_service(server: Any, models: Models, admission: Admission, limits: Limits) -> None:
+    """Add the service to a `grpc.aio.Server`, before it starts."""
+    servicer = InferenceServicer(models, admission, limits)
+    handlers = {}
+    for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+        answer = getattr(servicer, method.name)
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if method.client_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        handlers[method.name] = make(
+            answer if method.client_streaming else _unary(answer),
+            _reader(method.input_type.name),
+            getattr(pb, method.output_type.name).SerializeToString,
+        )
+    for name, reason in _NOT_SUPPORTED.items():
+        handlers[name] = grpc.unary_unary_rpc_method_handler(
+            _unary(_refuser(name, reason)), lambda raw: _Received(raw, len(raw))
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers),))
+
+
+class InferenceServicer:
+    """The calls, each from a request message to an answer; an error of the domain is raised."""
+
+    def __init__(self, models: Models, admission: Admission, limits: Limits) -> None:
+        self._models, self._admission, self._limits = models, admission, limits
+        self._about = pb.ServerMetadataResponse(
+            name="tailacc", version=version("tailacc"), extensions=_EXTENSIONS
+        )
+
+    async def ServerLive(self, request: _Received, context: Any) -> Any:
+        """True."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: _Received, context: Any) -> Any:
+        """Whether requests for any of the models would be taken."""
+        return pb.ServerReadyResponse(ready=not self._admission.closed and self._models.ready)
+
+    async def ModelReady(self, request: _Received, context: Any) -> Any:
+        """Whether requests for the model would be taken."""
+        wanted = request.message
+        try:
+            model = self._models.get(wanted.name, wanted.version)
+        except LookupError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=not self._admission.closed and model.ready)
+
+    async def ServerMetadata(self, request: _Received, context: Any) -> Any:
+        """Name, version and extensions."""
+        return self._about
+
+    async def ModelMetadata(self, request: _Received, context: Any) -> Any:
+        """The tensors of a model."""
+        return model_metadata(self._model(request.message))
+
+    async def ModelConfig(self, request: _Received, context: Any) -> Any:
+        """How a model is run."""
+        return model_config(self._model(request.message), self._limits)
+
+    async def ModelStatistics(self, request: _Received, context: Any) -> Any:
+        """What one model did, or all of them."""
+        wanted = request.message
+        return model_statistics([self._model(wanted)] if wanted.name else self._models.all())
+
+    async def RepositoryIndex(self, request: _Received, context: Any) -> Any:
+        """The models with their state."""
+        return repository_index(self._models.all(), request.message.ready)
+
+    async def ModelInfer(self, request: _Received, context: Any) -> Any:
+        """Score the images of one request."""
+        return await self._infer(request, context.time_remaining())
+
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> None:
+        """Score the requests of one stream; see `answer_in_order`."""
+
+        async def answer(request: _Received) -> Any:
+            try:
+                request.check()
+                response = await self._infer(request, context.time_remaining())
+            except Exception as error:
+                return _stream_error(request.message.id, error)
+            response.parameters["triton_final_response"].bool_param = True
+            return pb.ModelStreamInferResponse(infer_response=response)
+
+        await answer_in_order(requests, answer, context.write, _STREAM_INFLIGHT)
+
+    def _model(self, wanted: Any) -> ServedModel:
+        if not self._models.all():
+            raise NotAccepting(self._admission.closed)
+        return self._models.get(wanted.name, wanted.version)
+
+    async def _infer(self, received: _Received, seconds_left: float | None) -> Any:
+        """`seconds_left` until gRPC's deadline, None for none."""
+        arrived = time.monotonic()
+        request = received.message
+        if self._admission.closed:
+            raise NotAccepting(self._admission.closed)
+        model = self._models.get(request.model_name, request.model_version)
+        work = decode_request(request, received.size, model.info, self._limits)
+        limits = [limit for limit in (seconds_left, work.timeout) if limit is not None]
+        deadline = arrived + min(limits) if limits else None
+        with self._admission.admit(len(work.images), work.size):
+            outcomes = await model.score(work.images, deadline, work.priority)
+        response = encode_response(work.outputs, outcomes, len(model.info.classes))
+        response.model_name, response.model_version, response.id = model.name, model.version, request.id
+        response.parameters["model_hash"].string_param = model.ref.hash
+        return response
+
+
+def _reader(name: str) -> Callable[[bytes], _Received]:
+    """Reads a message. An error that is raised while reading would be logged by gRPC and sent as UNKNOWN."""
+    kind = getattr(pb, name)
+
+    def read(raw: bytes) -> _Received:
+        try:
+            return _Received(kind.FromString(raw), len(raw))
+        except DecodeError as error:
+            refusal = InputError(f"the request is not a message inference.{name}: {error}")
+            return _Received(kind(), len(raw), refusal)
+
+    return read
+
+
+def _unary(answer: Callable[[_Received, Any], Awaitable[Any]]) -> Callable[[_Received, Any], Awaitable[Any]]:
+    async def call(request: _Received, context: Any) -> Any:
+        try:
+            request.check()
+            return await answer(request, context)
+        except Exception as error:
+            await abort(context, error)
+
+    return call
+
+
+def _refuser(name: str, reason: str) -> Callable[[_Received, Any], Awaitable[Any]]:
+    async def refuse(request: _Received, context: Any) -> NoReturn:
+        raise NotSupported(f"{name}: {reason}")
+
+    return refuse
+
+
+def _stream_error(identity: str, error: Exception) -> Any:
+    """The answer on a stream for a request that failed: the message, and the code where programs find it."""
+    status, message = status_of(error)
+    response = pb.ModelInferResponse(id=identity)
+    response.parameters["status"].string_param = status.name
+    if isinstance(error, ServerFull):
+        response.parameters[PUSHBACK_KEY].int64_param = error.retry_ms
+    # Never empty: an empty message means success.
+    return pb.ModelStreamInferResponse(error_message=message or status.name, infer_response=response)

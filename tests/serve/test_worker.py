@@ -1,0 +1,105 @@
+import threading
+import time
+
+import pytest
+
+from serve.decode import DecodePool
+from serve.worker import InferenceWorker
+
+
+@pytest.fixture
+def worker():
+    out = InferenceWorker(stall_s=1.0)
+    yield out
+    out.close(5)
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+def test_worker__runs_jobs_in_order(worker):
+    seen, done = [], threading.Event()
+    for number in range(50):
+        worker.submit(lambda number=number: seen.append((number, threading.current_thread().name)))
+    worker.submit(done.set)
+    _wait(done)
+    assert seen == [(number, "inference") for number in range(50)]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), KeyboardInterrupt()])
+def test_worker__a_job_that_raises_ends_the_thread_and_another_takes_over(worker, error):
+    reasons, told, done = [], threading.Event(), threading.Event()
+    worker.subscribe(lambda reason: (reasons.append(reason), told.set()))
+
+    def fail():
+        raise error
+
+    worker.submit(fail)
+    _wait(told)
+    worker.submit(done.set)
+    _wait(done)
+    assert reasons == [f"the inference worker died of {type(error).__name__}: {error}"]
+    assert worker.deaths == 1
+
+
+def test_worker__counts_as_hung_only_after_enough_looks_without_progress(worker):
+    reasons, gate, begun = [], threading.Event(), threading.Event()
+    worker.subscribe(reasons.append)
+
+    def hang():
+        begun.set()
+        gate.wait(20)
+
+    worker.submit(hang)
+    _wait(begun)
+    worker.check(0.5)  # sees the job for the first time
+    worker.check(0.5)
+    assert reasons == []
+    worker.check(0.5)
+    assert reasons == ["the inference worker made no progress for 1 s (--stall-s)"]
+    # The old thread comes back: it takes nothing of the new one's.
+    after = threading.Event()
+    gate.set()
+    worker.submit(after.set)
+    _wait(after)
+    for _ in range(5):
+        worker.check(0.5)
+    assert worker.deaths == 1
+
+
+def test_worker__long_idleness_and_many_short_jobs_are_no_stall(worker):
+    for _ in range(10):
+        worker.check(1.0)
+    for _ in range(10):
+        done = threading.Event()
+        worker.submit(done.set)
+        _wait(done)
+        worker.check(1.0)
+    assert worker.deaths == 0
+
+
+def test_close__says_whether_the_threads_have_ended():
+    gate = threading.Event()
+    for make in (lambda: InferenceWorker(1.0), lambda: DecodePool(2)):
+        busy = make()
+        busy.submit(lambda: gate.wait(20))
+        began = time.monotonic()
+        assert not busy.close(0.05)
+        assert time.monotonic() - began < 10
+        idle = make()
+        done = threading.Event()
+        idle.submit(done.set)
+        assert idle.close(20)
+        assert done.is_set()
+    gate.set()
+
+
+def test_decode_pool__decodes_in_as_many_threads_as_it_has():
+    pool = DecodePool(3)
+    together = threading.Barrier(3, timeout=20)
+    passed = []
+    for _ in range(3):
+        pool.submit(lambda: passed.append(together.wait()))
+    assert pool.close(20)
+    assert sorted(passed) == [0, 1, 2]

@@ -1,0 +1,149 @@
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from data.errors import InputError
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
+from eval.calibration import fit_thresholds
+from train import cheaper, export, quantize
+from train.config import ScheduleConfig, TrainConfig
+from train.loop import fit
+from train.publish import Exported, export_run
+from train.quantize import Graph, logits, open_model
+
+PASSES, FAILS = 1.0, -1.0
+
+
+_trained: list[Exported] = []  # by the first test that needs it: two epochs and an export take seconds
+
+
+@pytest.fixture
+def exported(
+    smoke: TrainConfig,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Exported:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cheaper, "CALIBRATION_IMAGES", 32)
+    if not _trained:
+        run = tmp_path_factory.mktemp("trained") / "run"
+        fit(dataclasses.replace(smoke, schedule=ScheduleConfig(epochs=2), out=run))
+        _trained.append(export_run(run, run / "m.onnx"))
+    shutil.copy(_trained[0].path, tmp_path / "m.onnx")
+    return dataclasses.replace(_trained[0], path=tmp_path / "m.onnx")
+
+
+def selection(exported: Exported) -> np.ndarray:
+    return np.ascontiguousarray(exported.examples.cache.pixels[exported.examples.selection])
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("int8", "INT8"), ("fp16", "FLOAT16")])
+def test_export_cheaper__is_calibrated_anew_and_says_what_it_is(
+    exported: Exported, precision: cheaper.Cheap, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cheaper, "LIMIT", PASSES)
+    made = cheaper.export_cheaper(exported, precision, "platt")
+    assert made.path == exported.path.with_name(f"m.{precision}.onnx")
+    session = open_model(made.path)
+    info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m")
+    assert info == made.info
+    assert info.precision == {"int8": "int8", "fp16": "float16"}[precision]
+    assert info.gate["images"] == len(exported.examples.selection)
+    # The interface is that of the float32 file, and the scores are the new calibration of its own logits.
+    assert [(i.name, i.type) for i in session.get_inputs()] == [(INPUT_NAME, "tensor(uint8)")]
+    assert [o.type for o in session.get_outputs()] == ["tensor(float)"] * 2
+    pixels, index = selection(exported), exported.examples.selection
+    logit, score = session.run([LOGIT_NAME, SCORE_NAME], {INPUT_NAME: pixels})
+    line = np.array(info.scale) * logit + np.array(info.bias)
+    np.testing.assert_allclose(score, 1 / (1 + np.exp(-line)), atol=1e-5)
+    labels = exported.examples.labels
+    wanted = fit_thresholds(score, labels.target[index], labels.mask[index], "f1")
+    np.testing.assert_allclose(info.thresholds, wanted, atol=1e-4)
+    # It computes nearly what the float32 model does, but not with its numbers.
+    first = logits(open_model(exported.path), pixels)
+    assert 0 < np.abs(logit - first).max() < 0.2 * first.std()
+    kinds = {item.data_type for item in onnx.load(made.path).graph.initializer}
+    assert onnx.TensorProto.DataType.Value(kind) in kinds
+    assert {path.name for path in exported.path.parent.glob("m.*")} == {"m.onnx", f"m.{precision}.onnx"}
+
+
+def test_export_cheaper__below_the_gate_nothing_is_written_and_an_older_copy_goes(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cheaper, "LIMIT", FAILS)
+    old = exported.path.with_name("m.fp16.onnx")
+    old.write_bytes(b"of an earlier model")
+    with pytest.raises(
+        InputError, match=r"mAP on the \d+ images .* is 0\.\d{4} in float32 and 0\.\d{4} in fp16"
+    ):
+        cheaper.export_cheaper(exported, "fp16")
+    assert {path.name for path in exported.path.parent.glob("m.*")} == {"m.onnx"}
+
+
+def test_main__precision_writes_both_and_prints_the_gate(
+    exported: Exported, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cheaper, "LIMIT", PASSES)
+    assert export.main(["--run", str(_trained[0].path.parent), "--out", "n.onnx", "--precision", "int8"]) == 0
+    printed = capsys.readouterr().out
+    assert Path("n.onnx").is_file()
+    assert "cheaper    n.int8.onnx" in printed
+    assert "gate       mAP on the" in printed
+    assert "next       python serve/server.py --model n.int8.onnx" in printed
+
+
+def test_search_int8__leaves_ever_more_nodes_until_the_gate_opens(exported: Exported) -> None:
+    graph = Graph(onnx.load(exported.path))
+    images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
+    seen: list[int] = []
+
+    def judge(proto: Any) -> tuple[Any, float]:
+        seen.append(sum(node.op_type == "QuantizeLinear" for node in proto.graph.node))
+        return None, 0.5 if len(seen) < 2 else 0.9
+
+    found = cheaper._search_int8(graph, images, 0.9, judge)
+    assert len(found.left) == 1
+    assert found.left[0] in graph.searched()
+    assert seen[1] < seen[0]
+    # Where it never opens, the best that was seen comes back, for the message.
+    worst = cheaper._search_int8(graph, images, 0.9, lambda proto: (None, 0.1))
+    assert (worst.map, worst.left) == (0.1, ())
+
+
+def test_sensitivity__the_node_with_the_ruined_range_comes_first(exported: Exported) -> None:
+    graph = Graph(onnx.load(exported.path))
+    images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
+    ranges = dict(quantize.measure_ranges(graph, images)["minmax"])
+    victim = graph.searched()[-1]
+    (output,) = next(node for node in graph.proto.graph.node if node.name == victim).output
+    ranges[output] = (0.0, 1e-3)  # clips nearly all of it
+    reference = logits(open_model(graph.proto), images)
+    assert quantize.sensitivity(graph, ranges, images, reference)[0] == victim
+
+
+def test_graph__body_is_floating_and_ends_before_the_last_linear(exported: Exported) -> None:
+    graph = Graph(onnx.load(exported.path))
+    nodes = {node.name: node for node in graph.proto.graph.node}
+    linear = [node.name for node in graph.proto.graph.node if node.op_type in quantize.LINEAR]
+    assert set(linear) - set(graph.body) == {linear[-1]}
+    assert graph.body[0] == linear[0]  # the preprocessing stays in float32
+    produced_late = {
+        output for node in graph.proto.graph.node for output in node.output if "Sigmoid" in node.op_type
+    }
+    assert not any(produced_late.intersection(nodes[name].output) for name in graph.body)
+
+
+def test_least_error__narrows_a_range_that_few_values_reach() -> None:
+    random = np.random.default_rng(0)
+    even = random.uniform(0, 1, 100_000).astype(np.float32)
+    assert quantize._least_error(even, (0.0, 100.0), random) == (
+        0.0,
+        pytest.approx(20),
+    )  # the narrowest tried
+    assert quantize._least_error(even, (0.0, 1.0), random)[1] > 0.95

@@ -1,0 +1,237 @@
+"""The gate of the cheaper models: a second model file is written only where it ranks as well as the first.
+
+The mAP (VOC 2010) of both on the selection part is taken from ONNX Runtime itself, which is what the server runs.
+Everything else is chosen on images of the training part: how the ranges are found, and the order in which
+nodes go back to float32. The selection part is asked once for each number of nodes left, from none, until
+one passes. Calibration and thresholds are then fitted anew, to the cheaper model's own logits.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data.errors import InputError
+from data.model_file import INPUT_NAME, LOGIT_NAME, ModelInfo
+from eval.metrics import average_precision, mean_average_precision
+from train.examples import Examples
+from train.golden import add_golden
+from train.publish import Exported, note_on_run, sha256
+from train.quantize import (
+    Graph,
+    Pixels,
+    logits,
+    measure_ranges,
+    open_model,
+    sensitivity,
+    set_calibration,
+    to_float16,
+    to_int8,
+)
+from train.selection_fit import CalibrationChoice, SelectionFit, fit_on_selection
+from train.tracking import CHEAPER_HASH_TAGS
+
+Cheap = Literal["int8", "fp16"]
+LIMIT = 0.003
+# Images of the training part that the ranges are measured on, and of those, that errors are compared on.
+CALIBRATION_IMAGES, PROBE_IMAGES = 256, 32
+_SEED = 0
+# Where a float32 sum differs in its last bit, an int8 value may round to its neighbour, which moves a logit by up to
+# about 0.1; a CPU whose int8 sums saturate, or a broken file, is further off.
+GOLDEN_TOLERANCE: dict[Cheap, float] = {"int8": 0.3, "fp16": 0.05}
+
+
+class GateError(InputError):
+    """The cheaper model ranks worse than the gate allows; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A cheaper model before the gate.
+
+    Attributes:
+        proto: the model.
+        ranges: how those of the activations were found, "" for float16.
+        left: names of the body's nodes that stay in float32.
+        body: how many nodes the body has.
+        map: mAP (VOC 2010) on the selection part.
+        logit: float32[n, C] there.
+    """
+
+    proto: Any
+    ranges: str
+    left: tuple[str, ...]
+    body: int
+    map: float
+    logit: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Cheaper:
+    """A second model file that passed its gate.
+
+    Attributes:
+        path: the .onnx file.
+        info: its metadata; the gate's figures are in `info.gate`.
+        fit: the calibration and the thresholds of its own logits.
+        candidate: how it was made.
+        images: of the selection part.
+        note: why the MLflow run was not told of it, "" where it was.
+    """
+
+    path: Path
+    info: ModelInfo
+    fit: SelectionFit
+    candidate: Candidate
+    images: int
+    note: str
+
+
+def export_cheaper(exported: Exported, precision: Cheap, calibration: CalibrationChoice = "auto") -> Cheaper:
+    """Write the cheaper copy of `exported` beside it, as NAME.int8.onnx or NAME.fp16.onnx.
+
+    Args:
+        exported: the float32 model.
+        precision: of the copy.
+        calibration: as in `export_run`.
+
+    Raises:
+        GateError: mAP falls by more than 0.003. An older copy of that name is then removed too: it belongs to
+            another model.
+    """
+    import onnx
+
+    path, examples = cheaper_path(exported.path, precision), exported.examples
+    graph = Graph(onnx.load(exported.path))
+    pixels, index = examples.cache.pixels, examples.selection
+    target, mask = examples.labels.target[index], examples.labels.mask[index]
+    ids = [examples.labels.image_ids[row] for row in index]
+    selection = np.ascontiguousarray(pixels[index])
+
+    def judge(proto: Any) -> tuple[Any, float]:
+        logit = logits(open_model(proto), selection)
+        return logit, mean_average_precision(average_precision(logit, target, mask, ids))[0]
+
+    path.unlink(missing_ok=True)
+    _, before = judge(graph.proto)
+    if precision == "fp16":
+        proto = to_float16(graph)
+        logit, value = judge(proto)
+        best = Candidate(proto, "", (), len(graph.body), value, logit)
+    else:
+        best = _search_int8(graph, _calibration_images(examples), before, judge)
+    if not before - best.map <= LIMIT:
+        raise GateError(
+            f"{precision} ranks too badly: mAP on the {len(ids)} images of the selection part is {before:.4f} in "
+            f"float32 and {best.map:.4f} in {precision}, a fall of {before - best.map:.4f} where at most {LIMIT} "
+            f"is allowed; no {path.name} was written, serve {exported.path}"
+        )
+    fit = fit_on_selection(best.logit, target, mask, calibration, exported.info.wished_precision)
+    set_calibration(best.proto, fit.calibration.scale, fit.calibration.bias)
+    slow, fast = _images_per_second(graph.proto, best.proto, selection)
+    gate = {
+        "map_float32": round(before, 6),
+        "map": round(best.map, 6),
+        "limit": LIMIT,
+        "images": len(ids),
+        "images_per_second_float32": round(slow, 1),
+        "images_per_second": round(fast, 1),
+        "nodes_left_in_float32": len(best.left),
+    }
+    info = dataclasses.replace(
+        exported.info,
+        name=f"{exported.info.name} {precision}",
+        scale=tuple(fit.calibration.scale.tolist()),
+        bias=tuple(fit.calibration.bias.tolist()),
+        thresholds=tuple(fit.thresholds.tolist()),
+        calibration=fit.calibration.kind,
+        precision_thresholds=tuple(fit.precision_thresholds.tolist()),
+        precision="int8" if precision == "int8" else "float16",
+        gate=gate,
+    )
+    onnx.helper.set_model_props(best.proto, info.to_metadata())
+    onnx.checker.check_model(best.proto)
+    partial = path.with_name(path.name + ".part")
+    try:
+        onnx.save_model(best.proto, partial)
+        info = add_golden(partial, GOLDEN_TOLERANCE[precision])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    tags = {CHEAPER_HASH_TAGS[precision]: sha256(path), f"model.{precision}.gate": json.dumps(gate)}
+    note = note_on_run(info.run_id, tags, {f"map_{precision}": best.map})
+    return Cheaper(path, info, fit, best, len(ids), note)
+
+
+def cheaper_path(path: Path, precision: Cheap) -> Path:
+    """model.onnx -> model.int8.onnx."""
+    return path.with_name(f"{path.stem}.{precision}.onnx")
+
+
+def describe_cheaper(cheaper: Cheaper, float32: Path) -> list[str]:
+    """What was written and what the gate saw, as lines for the terminal."""
+    gate, best = cheaper.info.gate, cheaper.candidate
+    size, whole = (file.stat().st_size / 1e6 for file in (cheaper.path, float32))
+    left = f"; in float32 stay {', '.join(best.left)}" if best.left else ""
+    ranges = f", ranges by {best.ranges}" if best.ranges else ""
+    return [
+        f"cheaper    {cheaper.path}  ({size:.1f} MB, float32 {whole:.1f} MB)",
+        f"gate       mAP on the {cheaper.images} images of the selection part: {gate['map']:.4f}, float32 "
+        f"{gate['map_float32']:.4f}: passed (it may fall by {LIMIT})",
+        f"speed      {gate['images_per_second']:.0f} images/s, float32 {gate['images_per_second_float32']:.0f}, "
+        "measured roughly: this CPU, all cores, batches of 16",
+        f"body       {best.body - len(best.left)} of {best.body} nodes{ranges}{left}",
+    ]
+
+
+def _calibration_images(examples: Examples) -> Pixels:
+    count = min(CALIBRATION_IMAGES, len(examples.train))
+    rows = np.random.default_rng(_SEED).choice(examples.train, count, replace=False)
+    return np.ascontiguousarray(examples.cache.pixels[np.sort(rows)])
+
+
+def _search_int8(graph: Graph, images: Pixels, before: float, judge: Any) -> Candidate:
+    """The first candidate within the gate, leaving ever more nodes in float32; else the best one."""
+    probe = images[:: max(1, len(images) // PROBE_IMAGES)][:PROBE_IMAGES]
+    reference = logits(open_model(graph.proto), probe)
+    methods = measure_ranges(graph, images)
+    error = {
+        method: float(
+            np.square(logits(open_model(to_int8(graph, ranges, graph.body)), probe) - reference).mean()
+        )
+        for method, ranges in methods.items()
+    }
+    method = min(error, key=lambda name: error[name])
+    order: list[str] = []
+    best = Candidate(None, method, (), len(graph.body), -1.0, None)
+    count = 0
+    while count <= max(1, len(graph.searched()) // 2):
+        if count and not order:
+            order = sensitivity(graph, methods[method], probe, reference)
+        left = tuple(order[:count])
+        proto = to_int8(graph, methods[method], [name for name in graph.body if name not in left])
+        logit, value = judge(proto)
+        if value > best.map:
+            best = Candidate(proto, method, left, len(graph.body), value, logit)
+        if before - value <= LIMIT:
+            break
+        count = 2 * count or 1
+    return best
+
+
+def _images_per_second(slow: Any, fast: Any, images: Pixels) -> tuple[float, float]:
+    """Of both models, turn and turn about, the best of five: other programs on the machine only ever slow it down."""
+    batch = np.ascontiguousarray(images[:16])
+    sessions = [open_model(slow), open_model(fast)]
+    best = [0.0, 0.0]
+    for _ in range(6):
+        for which, session in enumerate(sessions):
+            start = time.perf_counter()
+            session.run([LOGIT_NAME], {INPUT_NAME: batch})
+            best[which] = max(best[which], len(batch) / (time.perf_counter() - start))
+    return best[0], best[1]

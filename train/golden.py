@@ -1,0 +1,42 @@
+"""The golden logits of a model file: what the exported graph gives for `data.golden.golden_image`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data.golden import golden_image
+from data.model_file import INPUT_NAME, LOGIT_NAME, ModelInfo
+
+SEED = 1
+# ONNX Runtime's own kernels differ from CPU to CPU and from a CPU to a GPU by up to about 1e-4 in float32.
+TOLERANCE = 1e-3
+
+
+def add_golden(path: Path, tolerance: float = TOLERANCE) -> ModelInfo:
+    """Score the golden image with the model file at `path`, at batch 1 on the CPU, and write the logits into it.
+
+    Args:
+        path: a model file of ours, written anew in place.
+        tolerance: the largest |difference| of a logit at which a server still becomes ready.
+
+    Returns:
+        The metadata as it is in the file now.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    logit = session.run([LOGIT_NAME], {INPUT_NAME: golden_image(info.size, SEED)[None]})[0][0]
+    info = replace(
+        info,
+        golden_seed=SEED,
+        golden_logit=tuple(float(value) for value in logit),
+        golden_tolerance=tolerance,
+    )
+    model: Any = onnx.load(path)
+    onnx.helper.set_model_props(model, info.to_metadata())
+    onnx.save_model(model, path)
+    return info

@@ -1,0 +1,257 @@
+"""A cheaper copy of a model file: int8 (static QDQ of ONNX Runtime) or float16, with the sensitive parts in float32.
+
+    graph = Graph(onnx.load("model.onnx"))
+    ranges = measure_ranges(graph, images)["minmax"]
+    proto = to_int8(graph, ranges, leave=())
+
+What is made cheaper is the body: from the first convolutions or matrix products to the last ones, which stay in
+float32 as the preprocessing before and the calibration after them do. Weights are int8 for each output
+channel, activations uint8 (Jacob et al. 2018, arXiv:1712.05877). The range of an activation is either the smallest
+and largest value seen on the calibration images ("minmax"), or that range shrunk to the size that makes the
+squared error of rounding and clipping least ("mse"; Banner et al. 2019, arXiv:1810.05723).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+
+Ranges = Mapping[str, tuple[float, float]]
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+LINEAR = ("Conv", "Gemm", "MatMul")
+# What ONNX Runtime's CPU kernels compute in int8 between two of those; anything else stays in float32.
+_CHEAP = (*LINEAR, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu")
+_BATCH = 16
+# Values kept of each tensor and image: 128 images give a million, and 100 tensors of a model 0.4 GB.
+_SAMPLE = 8192
+# Enough for the choice of a range; more changed no mAP.
+_SEARCHED = 1 << 17
+_SHRINK = np.linspace(0.2, 1, 33)
+
+
+class Graph:
+    """A model file's graph, and which of its nodes may become cheaper.
+
+    Attributes:
+        proto: the float32 model; never changed.
+        body: names of the nodes that may be quantised, in topological order.
+        tensors: names of the activations that go in or out of them.
+    """
+
+    def __init__(self, proto: Any) -> None:
+        import onnx
+
+        self.proto = proto
+        nodes = list(proto.graph.node)
+        # Shapes are computed in the graph too, by nodes of the same kinds on integers.
+        known = onnx.shape_inference.infer_shapes(proto).graph
+        floats = {
+            value.name
+            for value in (*known.value_info, *known.output)
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        }
+        constants = {item.name for item in proto.graph.initializer}
+        producer = {output: node.name for node in nodes for output in node.output}
+        # Whether a linear node lies before (after) each node, by name.
+        before: dict[str, bool] = {}
+        linear_of = {node.name: node.op_type in LINEAR for node in nodes}
+        for node in nodes:
+            sources = [producer[name] for name in node.input if name in producer]
+            before[node.name] = any(before[name] or linear_of[name] for name in sources)
+        after = dict.fromkeys(before, False)
+        wanted = _needed(nodes)
+        for node in reversed(nodes):
+            if node.name in wanted:
+                for name in node.input:
+                    if name in producer:
+                        after[producer[name]] |= after[node.name] or linear_of[node.name]
+        self.body = [
+            node.name
+            for node in nodes
+            if node.name in wanted
+            and node.op_type in _CHEAP
+            and node.output[0] in floats
+            and after[node.name]
+            and (before[node.name] or linear_of[node.name])
+        ]
+        inside = set(self.body)
+        touched = [
+            name for node in nodes if node.name in inside for name in (*node.input, *node.output) if name
+        ]
+        self.tensors = [name for name in dict.fromkeys(touched) if name in producer and name not in constants]
+
+    def searched(self) -> list[str]:
+        """Names of the nodes whose sensitivity is worth knowing: clips and pools follow what stands before them."""
+        kinds = {node.name: node.op_type for node in self.proto.graph.node}
+        return [name for name in self.body if kinds[name] in (*LINEAR, "Add", "Mul")]
+
+
+def open_model(model: Any, threads: int = 0) -> Any:
+    """A session on the CPU for a model proto or the path of a model file; threads 0: one a core."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Threads that spin while others compute make a busy machine several times as slow.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def logits(session: Any, images: Pixels) -> Floats:
+    """Score uint8[N, S, S, 3] -> logit float32[N, C]."""
+    batches = (np.ascontiguousarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH))
+    return np.concatenate([session.run([LOGIT_NAME], {INPUT_NAME: batch})[0] for batch in batches])
+
+
+def measure_ranges(graph: Graph, images: Pixels) -> dict[str, Ranges]:
+    """Ranges of the activations over uint8[N, S, S, 3] calibration images, by each method."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.proto)
+    shown = {output.name for output in model.graph.output}
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in graph.tensors
+        if name not in shown
+    )
+    session = open_model(model)
+    random = np.random.default_rng(0)
+    low, high = dict.fromkeys(graph.tensors, 0.0), dict.fromkeys(graph.tensors, 0.0)
+    kept: dict[str, list[Floats]] = {name: [] for name in graph.tensors}
+    for start in range(0, len(images), 4):  # small batches: every activation of one is in memory at once
+        batch = np.ascontiguousarray(images[start : start + 4])
+        for name, value in zip(graph.tensors, session.run(graph.tensors, {INPUT_NAME: batch}), strict=True):
+            low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))
+            flat = value.reshape(-1)
+            step = max(1, flat.size // (_SAMPLE * len(batch)))
+            kept[name].append(flat[random.integers(step) :: step].copy())
+    bounds = {name: (low[name], high[name]) for name in graph.tensors}
+    return {
+        "minmax": bounds,
+        "mse": {name: _least_error(np.concatenate(kept[name]), bounds[name], random) for name in bounds},
+    }
+
+
+def _least_error(
+    values: Floats, bounds: tuple[float, float], random: np.random.Generator
+) -> tuple[float, float]:
+    if len(values) > _SEARCHED:
+        values = random.choice(values, _SEARCHED, replace=False)
+    if bounds[1] <= bounds[0]:
+        return bounds
+    errors = []
+    for factor in _SHRINK:
+        low, high = bounds[0] * factor, bounds[1] * factor
+        step = (high - low) / 255
+        rounded = np.clip(np.round((values - low) / step), 0, 255) * step + low
+        errors.append(float(np.square(rounded - values).mean()))
+    best = float(_SHRINK[int(np.argmin(errors))])
+    return bounds[0] * best, bounds[1] * best
+
+
+def to_int8(graph: Graph, ranges: Ranges, quantized: Sequence[str]) -> Any:
+    """The model with the nodes `quantized` of the body in int8."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+
+    data = {
+        name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+        for name, (low, high) in ranges.items()
+    }
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.proto)
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=not _has_vnni(),
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, data),
+        nodes_to_quantize=list(quantized),
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(_CHEAP),
+        extra_options={},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()
+    return quantizer.model.model
+
+
+def to_float16(graph: Graph) -> Any:
+    """The model with its body in float16."""
+    import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.proto)
+    body = set(graph.body)
+    blocked = [node.name for node in model.graph.node if node.name not in body]
+    cheap = ONNXModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=blocked))
+    cheap.topological_sort()
+    return cheap.model
+
+
+def sensitivity(graph: Graph, ranges: Ranges, images: Pixels, reference: Floats) -> list[str]:
+    """The nodes worth searching, the most sensitive first.
+
+    That of a node is the squared error of the logits on uint8[N, S, S, 3] where it alone is quantised, against
+    `reference` float32[N, C].
+    """
+    errors = {
+        name: float(np.square(logits(open_model(to_int8(graph, ranges, [name])), images) - reference).mean())
+        for name in graph.searched()
+    }
+    return sorted(errors, key=lambda name: (-errors[name], name))
+
+
+def set_calibration(proto: Any, scale: npt.ArrayLike, bias: npt.ArrayLike) -> None:
+    """Give the model another line on its logits, in place: score = sigmoid(scale * logit + bias)."""
+    import onnx
+
+    needed = _needed(proto.graph.node)
+    kept = [node for node in proto.graph.node if node.name in needed]
+    make = onnx.helper.make_node
+    names = ("calibration.scale", "calibration.bias")
+    kept += [
+        make("Mul", [LOGIT_NAME, names[0]], ["calibration.scaled"], "calibration.Mul"),
+        make("Add", ["calibration.scaled", names[1]], ["calibration.line"], "calibration.Add"),
+        make("Sigmoid", ["calibration.line"], [SCORE_NAME], "calibration.Sigmoid"),
+    ]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input}
+    constants = [item for item in proto.graph.initializer if item.name in used and item.name not in names]
+    for name, values in zip(names, (scale, bias), strict=True):
+        constants.append(onnx.numpy_helper.from_array(np.asarray(values, dtype=np.float32), name))
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(constants)
+    del proto.graph.value_info[:]  # of the model before it was changed
+
+
+def _needed(nodes: Sequence[Any]) -> set[str]:
+    """Names of the nodes that the logits depend on; `nodes` in topological order."""
+    names, found = {LOGIT_NAME}, set()
+    for node in reversed(nodes):
+        if names.intersection(node.output):
+            found.add(node.name)
+            names.update(node.input)
+    return found
+
+
+def _has_vnni() -> bool:
+    """Whether int8 products add up exactly here: an x86 core without VNNI needs weights of 7 bits, or it saturates."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.is_file() else ""
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not flags or any(name in flags.split() for name in ("avx512_vnni", "avx_vnni"))
