@@ -4,7 +4,7 @@ Events go in, each with the time `now` (seconds, any epoch); actions come out, f
 
     event                                   action
     arrive, cancel, tick                    Decode(item)     decode this image in the pool
-    decoded, decode_failed                  Run(batch)       run this batch, the only one at a time
+    decoded, decode_failed                  Run(batch)       run this batch, beside at most `runners` - 1 others
     batch_done, batch_failed                Answer(request)  its `verdict` and `outcomes` are final
     worker_died, worker_started, drain
 
@@ -15,6 +15,8 @@ Whatever the order of events:
 - work of a request that was answered is dropped at every step, and what was running is thrown away;
 - what has expired is dropped before it is decoded and again before it is run;
 - a batch holds at most the largest bucket; images of one priority are taken in the order in which they came;
+- where the model runs on the cores that decode (`shared`), both together are at most as many as the threads, and
+  none of these is idle while there is work: a full batch goes before a decode, a decode before a batch with room;
 - at most `ahead` images are decoded ahead of the model, which bounds the memory that pixels take.
 
 `tests/serve/test_batcher.py` walks through random interleavings and holds it to this.
@@ -80,11 +82,15 @@ class Item:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """`items` to be run as a batch of size `bucket`; what is missing is padding."""
+    """`items` to be run as a batch of size `bucket`; what is missing is padding.
+
+    `alone`: one image, and nothing else is decoded, run or waiting: all cores may work on it.
+    """
 
     items: list[Item]
     bucket: int
     started: float
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +154,25 @@ class Batcher:
 
     Args:
         buckets: the batch sizes that may be run, ascending, the first of them 1.
-        max_delay: seconds that a ready image waits for others that are on their way, while nothing runs.
+        max_delay: seconds that a ready image waits for others that are on their way, while a runner is free.
         decoders: how many images may be decoded at once.
         ahead: how many images may be decoded or being decoded while they wait for the model.
         pad: fill a batch up to the next bucket (where a larger batch costs little more, as on a GPU); otherwise
             take the largest bucket that is full, so that no work is done for padding.
+        runners: how many batches may be run at once.
+        shared: whether decoders and runners work on the same cores, which are then as many as the more numerous of
+            the two.
     """
 
     def __init__(
-        self, buckets: Sequence[int], max_delay: float, decoders: int, ahead: int, pad: bool
+        self,
+        buckets: Sequence[int],
+        max_delay: float,
+        decoders: int,
+        ahead: int,
+        pad: bool,
+        runners: int = 1,
+        shared: bool = False,
     ) -> None:
         if not buckets or buckets[0] != 1 or list(buckets) != sorted(set(buckets)):
             raise InputError(f"buckets must ascend from 1, got {list(buckets)}")
@@ -167,13 +183,16 @@ class Batcher:
                 f"decoders must be at least 1, got {decoders}; ahead at least {buckets[-1]}, got {ahead}"
             )
         self.buckets, self.max_delay, self.pad = tuple(buckets), max_delay, pad
-        self._decoders, self._ahead = decoders, ahead
+        if runners < 1:
+            raise InputError(f"runners must be at least 1, got {runners}")
+        self._decoders, self._ahead, self._runners, self._shared = decoders, ahead, runners, shared
+        self._threads = max(decoders, runners) if shared else decoders + runners
         self.draining = False
         self.down = ""
         self._held: dict[Request, None] = {}
         self._queued, self._ready = _Line(), _Line()
         self._decoding: dict[Item, None] = {}
-        self._running: Batch | None = None
+        self._running: dict[Batch, None] = {}
         self._next_deadline = math.inf
 
     @property
@@ -198,8 +217,8 @@ class Batcher:
 
     @property
     def running(self) -> int:
-        """Images of the batch that runs."""
-        return len(self._running.items) if self._running else 0
+        """Images of the batches that run."""
+        return sum(len(batch.items) for batch in self._running)
 
     @property
     def idle(self) -> bool:
@@ -259,9 +278,9 @@ class Batcher:
 
     def batch_done(self, batch: Batch, outcomes: Sequence[Any], now: float) -> list[Action]:
         """`batch` has run: one outcome an item. Nothing, where the worker was declared dead meanwhile."""
-        if batch is not self._running:
+        if batch not in self._running:
             return []
-        self._running = None
+        del self._running[batch]
         actions = self._expire(now)
         for request in {item.request: None for item in batch.items}:
             request.infer_s += now - batch.started
@@ -277,7 +296,7 @@ class Batcher:
     def worker_died(self, reason: str, now: float) -> list[Action]:
         """The worker is gone: all that is held is given back, and nothing is taken until `worker_started`."""
         self.down = reason
-        self._running = None
+        self._running.clear()
         return [self._answer(request, Verdict.LOST, reason, now) for request in list(self._held)]
 
     def worker_started(self) -> None:
@@ -293,38 +312,58 @@ class Batcher:
         """When `tick` is due; infinity where only other events matter."""
         return min(self._next_deadline, self._due_at())
 
+    def _free(self) -> int:
+        """How many batches could start now."""
+        running = len(self._running)
+        return min(self._runners - running, self._threads - running - len(self._decoding))
+
+    def _can_decode(self) -> bool:
+        """Whether a decode could start now."""
+        decoding = len(self._decoding)
+        return bool(
+            len(self._queued)
+            and decoding < self._decoders
+            and decoding + len(self._running) < self._threads
+            and decoding + len(self._ready) < self._ahead
+        )
+
     def _due_at(self) -> float:
         """When the next batch is due."""
-        if self._running or not len(self._ready):
+        if not len(self._ready) or self._free() < 1:
             return math.inf
-        company = (len(self._queued) or self._decoding) and not self.draining
-        if len(self._ready) >= self.buckets[-1] or not company:
+        # A core that is free decodes more for this batch; where there is nothing to decode it must not wait.
+        company = self._can_decode() if self._shared else len(self._queued) or self._decoding
+        if len(self._ready) >= self.buckets[-1] or not company or self.draining:
             return -math.inf
         return self._ready.oldest() + self.max_delay
 
     def _pump(self, now: float) -> list[Action]:
         """Start what can be started."""
         actions: list[Action] = []
-        if self._due_at() <= now:
-            self._running = self._take(now)
-            actions.append(Run(self._running))
-        while (
-            len(self._queued)
-            and len(self._decoding) < self._decoders
-            and len(self._decoding) + len(self._ready) < self._ahead
-        ):
-            item = self._queued.pop()
-            self._decoding[item] = None
-            actions.append(Decode(item))
-        return actions
+        while True:
+            if self._due_at() <= now:
+                batch = self._take(now)
+                self._running[batch] = None
+                actions.append(Run(batch))
+            elif self._can_decode():
+                item = self._queued.pop()
+                self._decoding[item] = None
+                actions.append(Decode(item))
+            else:
+                return actions
 
     def _take(self, now: float) -> Batch:
         count = min(len(self._ready), self.buckets[-1])
         if self.pad:
             bucket = next(size for size in self.buckets if size >= count)
         else:
+            # With nothing left to decode, two free cores take half of the images each.
+            parts = 1 if self._can_decode() else self._free()
+            count = min(count, math.ceil(len(self._ready) / parts))
             bucket = count = max(size for size in self.buckets if size <= count)
-        return Batch([self._ready.pop() for _ in range(count)], bucket, now)
+        items = [self._ready.pop() for _ in range(count)]
+        busy = self._running or self._decoding or len(self._queued) or len(self._ready)
+        return Batch(items, bucket, now, alone=count == 1 and not busy)
 
     def _expire(self, now: float) -> list[Action]:
         if now < self._next_deadline:

@@ -78,14 +78,16 @@ class ServerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where it works, else the CPU, said in the banner; cuda: an error where it does not work"""
     threads: int = 0
-    """threads of the inference; 0: as many as cores"""
+    """on the CPU: how many batches run at once, each on one thread; an image that is alone has them all. 0: as many
+    as cores"""
     decode_threads: int = 0
     """threads that decode images; 0: as many as cores"""
     max_batch: int = 0
-    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA; on the
-    CPU what takes the least CPU time at the start, at most 8"""
-    max_delay_ms: float = 2.0
-    """milliseconds that an image waits, while the model is idle, for others that are being decoded"""
+    """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA, 4 on the
+    CPU"""
+    max_delay_ms: float = 5.0
+    """milliseconds that an image waits, while the model is idle, for others that are being decoded; on the CPU no
+    core is idle for that: it decodes them"""
     stall_s: float = 20.0
     """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
     grace_s: float = 20.0

@@ -65,8 +65,11 @@ class Engine:
             max_delay,
             pool.threads,
             2 * model.buckets[-1] + pool.threads,
-            model.device.name == "cuda",
+            pad=model.device.name == "cuda",
+            runners=model.runners,
+            shared=model.device.name == "cpu",
         )
+        worker.grow(model.runners)
         self.restarts = 0
         self._pool, self._worker = pool, worker
         self._image_bytes = image_bytes
@@ -133,7 +136,8 @@ class Engine:
                     f"{len(image)} bytes are over the limit of {self._image_bytes} for one image "
                     "(--limits.image-bytes)",
                 )
-                self.statistics.bad_images += 1
+                with self._lock:
+                    self.statistics.bad_images += 1
             else:
                 encoded.append(Item(request, index, image))
         return encoded, pixels
@@ -146,7 +150,8 @@ class Engine:
         before = batcher.queued + batcher.decoding + batcher.ready + batcher.running
         wait = before * self._pace
         if now < deadline < now + wait:
-            self.statistics.fail.add(0)
+            with self._lock:
+                self.statistics.fail.add(0)
             raise ServerFull(
                 f"the server is full: {before} images are before this request, about {wait:.2f} s of work, and its "
                 f"deadline is in {deadline - now:.2f} s",
@@ -219,7 +224,8 @@ class Engine:
         else:
             self._feed(self.batcher.decoded, item, pixels, time.monotonic() - began)
             return
-        self.statistics.bad_images += 1
+        with self._lock:
+            self.statistics.bad_images += 1
         self._feed(self.batcher.decode_failed, item, failure)
 
     def _run(self, batch: Batch, contents: list[Pixels]) -> None:
@@ -229,18 +235,20 @@ class Engine:
             return
         model = self.model
         try:
-            outcomes = self._infer(model, batch.bucket, contents)
+            outcomes = self._infer(model, batch.bucket, contents, batch.alone)
         except Exception as error:
             outcomes = self._infer_alone(model, contents, error)
-        pace = (time.monotonic() - batch.started) / len(contents)
+        pace = (time.monotonic() - batch.started) / len(contents) / model.runners
         self._pace += _PACE_WEIGHT * (pace - self._pace)
         self._feed(self.batcher.batch_done, batch, outcomes)
 
-    def _infer(self, model: OnnxModel, bucket: int, contents: list[Pixels]) -> list[Outcome]:
+    def _infer(
+        self, model: OnnxModel, bucket: int, contents: list[Pixels], alone: bool = False
+    ) -> list[Outcome]:
         start = time.monotonic()
         images = model.fill(bucket, contents)
         filled = time.monotonic()
-        logit, score = model.run(images)
+        logit, score = model.run(images, alone)
         ran = time.monotonic()
         both = np.concatenate((logit, score), axis=1)
         fine = [bool(np.isfinite(row).all()) for row in both]
@@ -250,7 +258,10 @@ class Engine:
             else Failure(Trouble.INFERENCE_FAILED, "the model gave a value that is not finite")
             for row in range(len(contents))
         ]
-        self.statistics.add_batch(bucket, len(contents), filled - start, ran - filled, time.monotonic() - ran)
+        with self._lock:
+            self.statistics.add_batch(
+                bucket, len(contents), filled - start, ran - filled, time.monotonic() - ran
+            )
         return outcomes
 
     def _infer_alone(self, model: OnnxModel, contents: list[Pixels], error: Exception) -> list[Outcome]:

@@ -18,7 +18,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from data.errors import InputError
-from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.admission import Admission
 from serve.config import ServerConfig, cores, parse_address
 from serve.decode import DecodePool
@@ -28,7 +27,7 @@ from serve.inference_service import INFERENCE_SERVICE, add_inference_service
 from serve.model import OnnxModel
 from serve.registry import open_source, split_models
 from serve.service import Models, ServedModel
-from serve.servicer import SERVICE, ScoringServicer
+from serve.servicer import SERVICE, add_scoring_service
 from serve.worker import InferenceWorker
 
 # After the last answer new calls are still refused in words (UNAVAILABLE) for this long. Once gRPC's own stop
@@ -82,8 +81,7 @@ class ScoringServer:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        servicer = ScoringServicer(self.models, self.admission, config.limits)
-        scoring_pb2_grpc.add_ScoringServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
+        add_scoring_service(self._server, self.models, self.admission, config.limits)
         add_inference_service(self._server, self.models, self.admission, config.limits)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -219,7 +217,7 @@ def _load(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str
 def banner(server: ScoringServer) -> str:
     """What serves and on what, for a person."""
     config, limits = server.config, server.config.limits
-    threads = f"inference {config.threads or cores()}, decode {config.decode_threads or cores()}"
+    threads = f"inference {server.worker.threads}, decode {config.decode_threads or cores()}"
     mib = 1 << 20
     lines = []
     for served in server.models.all():
@@ -228,8 +226,7 @@ def banner(server: ScoringServer) -> str:
             f"model    {served.name}: {ref.name} version {ref.version}, sha256 {ref.hash[:16]}, "
             f"{len(info.classes)} classes, {info.size} px ({info.name})",
             f"device   {served.device.name} ({served.device.reason}); the golden image has its logits; batches of "
-            f"{', '.join(str(size) for size in served.buckets)}"
-            + (" (the fastest at the start)" if not config.max_batch and served.device.name == "cpu" else ""),
+            f"{', '.join(str(size) for size in served.buckets)}",
         ]
     return "\n".join(
         (

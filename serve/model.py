@@ -4,9 +4,8 @@ Shapes: N images, C classes, S the side of the input in pixels.
 """
 
 import hashlib
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +19,10 @@ from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from serve.device import BoundBatch, Device, Floats, open_session
 from serve.registry import ModelSource
 
-# The largest batch where none is asked for.
-_LARGEST = {"cpu": 8, "cuda": 32}
-# CPU time that a batch costs beside the model: from one to the next, through the state machine and the queue.
-_HANDOVER_S = 0.0002
-# Passes over the batch sizes by which the fastest is found. A model that takes more CPU time for an image than
-# `_SLOW_IMAGE_S` is not timed, which would take seconds, and gets batches of up to 4.
-_PASSES = 2
-_SLOW_IMAGE_S = 0.1
-_SLOW_LARGEST = 4
+# The largest batch where none is asked for. On the CPU, with one thread a batch, its size hardly matters: CPU ms an
+# image with decode, of batches of 1, 2, 4, 8: mobilenet_v2 10.2, 9.9, 10.1, 10.4; resnet18 37.1, 36.9, 36.4, 36.6.
+# Four halves the hand-overs of two; the answers of eight would come later.
+_LARGEST = {"cpu": 4, "cuda": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +39,26 @@ def buckets_up_to(max_batch: int) -> tuple[int, ...]:
     return (*(1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch), max_batch)
 
 
-def fastest_bucket(seconds: Mapping[int, float]) -> int:
-    """The smallest batch size within 2 % of the least CPU time an image, from size -> CPU seconds an image.
-
-    Small ones can be the cheapest, since their activations stay in the CPU's cache: mobilenet_v2 at 224 px took
-    7.3 ms an image in batches of 2 and 8.6 in batches of 8, resnet18 36 and 35. And the smaller the batch, the
-    sooner its answers.
-    """
-    cost = {size: an_image + _HANDOVER_S / size for size, an_image in seconds.items()}
-    return min(size for size, an_image in cost.items() if an_image <= 1.02 * min(cost.values()))
-
-
 class OnnxModel:
     """A checked model. `warm` it before it serves.
 
-    A model is for one inference thread at a time: it owns the buffers that its batches are put together in.
+    On the CPU it runs `runners` batches at once, each on one thread of its own; one image alone may have a second
+    session whose threads share the work. The weights are then in memory twice, since ONNX Runtime lays them out for
+    each session (resnet18: 45 MB more). On CUDA it is for one thread at a time, and owns the buffers of its batches.
 
     Args:
         source: the file, with its name and version where it comes from the registry.
         device: "auto", "cpu" or "cuda".
-        threads: threads of one inference on the CPU.
-        max_batch: the largest batch; 0: on CUDA 32, on the CPU what `warm` finds to be fastest, at most 8.
+        threads: cores for inference on the CPU.
+        max_batch: the largest batch; 0: on CUDA 32, on the CPU 4.
 
     Attributes:
         info: the metadata of the file.
         ref: name, version and hash.
         device: what it runs on.
         buckets: the batch sizes that are run.
-        seconds_an_image: as measured by `warm` with the largest bucket.
+        runners: how many batches may be run at once.
+        seconds_an_image: with all runners busy, as estimated by `warm`.
 
     Raises:
         InputError: not a model file of ours, or made with another preprocessing than this server has, or CUDA
@@ -84,7 +70,7 @@ class OnnxModel:
 
     def __init__(self, source: ModelSource, device: str, threads: int, max_batch: int = 1) -> None:
         self._source, self._wanted, self._threads = source, device, threads
-        session, self.device = open_session(source.path, device, threads)
+        session, self.device = open_session(source.path, device, 1)
         self._session: Any = session
         self.info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(source.path))
         digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
@@ -93,30 +79,40 @@ class OnnxModel:
         self._check_preprocessing(str(source.path))
         if not self.info.golden_logit:
             raise InputError(f"{source.path} has no golden image to be checked with; export it again")
-        self._choose = max_batch == 0 and self.device.name == "cpu"
+        self.runners = threads if self.device.name == "cpu" else 1
+        self._wide = open_session(source.path, "cpu", threads)[0] if self.runners > 1 else session
         self.buckets = buckets_up_to(max_batch or _LARGEST[self.device.name])
         side = self.info.size
-        self._buffers = {size: np.zeros((size, side, side, 3), dtype=np.uint8) for size in self.buckets}
+        self._buffers: dict[int, npt.NDArray[np.uint8]] = {}
         self._bound: dict[int, BoundBatch] = {}
         if self.device.name == "cuda":
+            self._buffers = {size: np.zeros((size, side, side, 3), dtype=np.uint8) for size in self.buckets}
             self._bound = {
                 size: BoundBatch(session, "cuda", buffer) for size, buffer in self._buffers.items()
             }
         self.seconds_an_image = 0.0
 
     def fill(self, bucket: int, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-        """Put 1 to `bucket` images uint8[S, S, 3] into the bucket's buffer, which is overwritten by the next call."""
-        buffer = self._buffers[bucket]
+        """1 to `bucket` images uint8[S, S, 3] as a batch. On CUDA in a buffer that the next call overwrites."""
+        buffer = self._buffers.get(bucket)
+        if buffer is None:
+            if len(images) == bucket:
+                return images[0][None] if bucket == 1 else np.stack(images)
+            buffer = np.zeros((bucket, *images[0].shape), dtype=np.uint8)
         for row, pixels in enumerate(images):
             buffer[row] = pixels
         return buffer
 
-    def run(self, images: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Score a batch: uint8[N, S, S, 3] -> logit float32[N, C], score float32[N, C]."""
+    def run(self, images: npt.NDArray[np.uint8], alone: bool = False) -> tuple[Floats, Floats]:
+        """Score a batch: uint8[N, S, S, 3] -> logit float32[N, C], score float32[N, C].
+
+        `alone` says that nothing else wants the cores: on the CPU all of them then work on it.
+        """
         bound = self._bound.get(len(images))
         if bound and images is self._buffers[len(images)]:
             return bound.run()
-        logit, score = self._session.run([LOGIT_NAME, SCORE_NAME], {INPUT_NAME: images})
+        session = self._wide if alone else self._session
+        logit, score = session.run([LOGIT_NAME, SCORE_NAME], {INPUT_NAME: images})
         return logit, score
 
     def warm(self) -> None:
@@ -130,42 +126,23 @@ class OnnxModel:
         image = golden_image(self.info.size, self.info.golden_seed)
         for bucket in self.buckets:
             self._check_outputs(bucket, self.run(self.fill(bucket, [image] * bucket)))
-        began, spent = time.monotonic(), time.process_time()
-        self.run(self._buffers[1])
-        self.seconds_an_image = time.monotonic() - began
-        if self._choose:
-            slow = time.process_time() - spent > _SLOW_IMAGE_S
-            best = _SLOW_LARGEST if slow else fastest_bucket(self._time_buckets())
-            self.buckets = tuple(bucket for bucket in self.buckets if bucket <= best)
-
-    def _time_buckets(self) -> dict[int, float]:
-        """CPU seconds an image with each bucket. Not wall time, which other programs on the machine change.
-
-        All buckets score as many images, so that each is as likely to be interrupted.
-        """
-        images = self.buckets[-1]
-        seconds = dict.fromkeys(self.buckets, math.inf)
-        for _ in range(_PASSES):
-            for bucket in self.buckets:
-                began = time.process_time()
-                for _ in range(images // bucket):
-                    self.run(self._buffers[bucket])
-                spent = (time.process_time() - began) / (images // bucket * bucket)
-                seconds[bucket] = min(seconds[bucket], spent)
-        return seconds
+        began = time.monotonic()
+        self.run(self.fill(1, [image]))
+        self.seconds_an_image = (time.monotonic() - began) / self.runners
 
     def check_golden(self) -> None:
         """Score the golden image. Raises `InputError` where its logits differ from those in the file."""
         info = self.info
-        logit, score = self.run(self.fill(1, [golden_image(info.size, info.golden_seed)]))
-        self._check_outputs(1, (logit, score))
-        difference = float(np.abs(logit[0] - np.array(info.golden_logit)).max())
-        if not difference <= info.golden_tolerance:
-            raise InputError(
-                f"{self._source.path}: the golden image's logits differ by {difference:.2e} from those in the file "
-                f"(at most {info.golden_tolerance:g} are allowed): the file, ONNX Runtime or the device is broken; "
-                "export the model again, or try --device cpu"
-            )
+        for alone in (False, True):
+            logit, score = self.run(self.fill(1, [golden_image(info.size, info.golden_seed)]), alone)
+            self._check_outputs(1, (logit, score))
+            difference = float(np.abs(logit[0] - np.array(info.golden_logit)).max())
+            if not difference <= info.golden_tolerance:
+                raise InputError(
+                    f"{self._source.path}: the golden image's logits differ by {difference:.2e} from those in the "
+                    f"file (at most {info.golden_tolerance:g} are allowed): the file, ONNX Runtime or the device is "
+                    "broken; export the model again, or try --device cpu"
+                )
 
     def reopen(self) -> "OnnxModel":
         """The same model in a new session, warm, with buffers of its own. Raises as `OnnxModel` and `warm`."""

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import numpy as np
 
 from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
-from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.admission import Admission
 from serve.config import Limits
 from serve.errors import abort
@@ -27,16 +27,35 @@ _CODES = {
 _OK = pb.ImageStatus(code=pb.ImageStatus.CODE_OK)
 
 
-class ScoringServicer(scoring_pb2_grpc.ScoringServicer):
+def add_scoring_service(server: Any, models: Models, admission: Admission, limits: Limits) -> None:
+    """Add the service to a `grpc.aio.Server`, before it starts."""
+    servicer = ScoringServicer(models, admission, limits)
+    handlers = {
+        "Score": grpc.unary_unary_rpc_method_handler(
+            servicer.Score, _read, pb.ScoreResponse.SerializeToString
+        ),
+        "GetModel": grpc.unary_unary_rpc_method_handler(
+            servicer.GetModel, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _read(raw: bytes) -> tuple[Any, int]:
+    """A request with its size in bytes: `ByteSize` would write the whole message once more."""
+    return pb.ScoreRequest.FromString(raw), len(raw)
+
+
+class ScoringServicer:
     """Answers from `models`, which is empty until they are warm."""
 
     def __init__(self, models: Models, admission: Admission, limits: Limits) -> None:
         self._models, self._admission, self._limits = models, admission, limits
 
-    async def Score(self, request: Any, context: Any) -> Any:
-        """See scoring.proto."""
+    async def Score(self, received: tuple[Any, int], context: Any) -> Any:
+        """See scoring.proto. `received`: the request and its size."""
         try:
-            return await self._score(request, context.time_remaining())
+            return await self._score(*received, context.time_remaining())
         except Exception as error:
             await abort(context, error)
 
@@ -49,10 +68,9 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServicer):
         except Exception as error:
             await abort(context, error)
 
-    async def _score(self, request: Any, seconds_left: float | None) -> Any:
-        """`seconds_left` until the deadline, None for none."""
+    async def _score(self, request: Any, size: int, seconds_left: float | None) -> Any:
+        """`size` in bytes; `seconds_left` until the deadline, None for none."""
         arrived = time.monotonic()
-        size = request.ByteSize()
         images = request.images
         check_request([image.id for image in images], size, self._limits)
         with self._admission.admit(len(images), size):

@@ -48,12 +48,13 @@ def make_models(names: list[str], photos: list[Path], folder: Path) -> list[Path
         torch.manual_seed(0)
         model = make_model(ModelConfig(backbone=name, weights="none"), CLASSES, SIZE)
         with torch.no_grad():
+            model.eval()
             for module in model.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.momentum = (
-                        None  # the statistics of these images, without which outputs are constant
-                    )
-            model.train()(to_float(torch.from_numpy(pixels)))
+                    # The statistics of these images, without which outputs are constant.
+                    module.train()
+                    module.momentum = None
+            model(to_float(torch.from_numpy(pixels)))
             for parameter in model.head.parameters():
                 nn.init.normal_(parameter, std=0.1)
         info = ModelInfo(

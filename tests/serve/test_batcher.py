@@ -16,17 +16,22 @@ DECODE_S = 0.25
 class Driver:
     """Carries out actions with a clock of its own, and checks each against the rules."""
 
-    def __init__(self, max_batch=4, max_delay=0.1, decoders=2, ahead=None, pad=False):
+    def __init__(
+        self, max_batch=4, max_delay=0.1, decoders=2, ahead=None, pad=False, runners=1, shared=False
+    ):
         buckets = [size for size in (1, 2, 4, 8) if size < max_batch] + [max_batch]
-        self.batcher = Batcher(buckets, max_delay, decoders, ahead or 2 * max_batch + decoders, pad)
-        self.ahead = ahead or 2 * max_batch + decoders
+        ahead = ahead or 2 * max_batch + decoders
+        self.batcher = Batcher(buckets, max_delay, decoders, ahead, pad, runners, shared)
+        self.decoders, self.runners, self.shared = decoders, runners, shared
+        self.threads = max(decoders, runners) if shared else decoders + runners
+        self.ahead = ahead
         self.now = 0.0
         self.requests: list[Request] = []
         self.answered: dict[Request, int] = {}
         self.decoding: list[Item] = []
         self.ready: list[Item] = []  # in the order in which they became ready
         self.waiting: list[Item] = []  # to be decoded, in the order of arrival
-        self.batch = None
+        self.batches = []
         self.dead_batches = []
         self.ran = []
         self.expected = {}
@@ -43,10 +48,12 @@ class Driver:
                     assert item is self._first(self.waiting)
                     self.waiting.remove(item)
                     self.decoding.append(item)
-                    assert len(self.decoding) <= self.batcher._decoders
+                    assert len(self.decoding) <= self.decoders
+                    assert len(self.decoding) + len(self.batches) <= self.threads
                     assert len(self.decoding) + len(self.ready) <= self.ahead
                 case Run(batch):
-                    assert self.batch is None
+                    assert len(self.batches) < self.runners
+                    assert len(self.decoding) + len(self.batches) < self.threads
                     assert not self.batcher.down
                     assert 1 <= len(batch.items) <= batch.bucket <= self.batcher.buckets[-1]
                     assert batch.bucket in self.batcher.buckets
@@ -56,7 +63,9 @@ class Driver:
                         assert item.content == ("pixels", item.request, item.index)
                         assert item is self._first(self.ready)
                         self.ready.remove(item)
-                    self.batch = batch
+                    others = self.ready or self.waiting or self.decoding or self.batches
+                    assert batch.alone == (len(batch.items) == 1 and not others)
+                    self.batches.append(batch)
                     self.ran.append(len(batch.items))
 
     def _may_start(self, item):
@@ -99,8 +108,8 @@ class Driver:
             self.expected[item.request][item.index] = ("bad", item.index)
             self.act(self.batcher.decode_failed(item, ("bad", item.index), self.now))
 
-    def ended(self, ok=True):
-        batch, self.batch = self.batch, None
+    def ended(self, position=0, ok=True):
+        batch = self.batches.pop(position)
         if ok:
             outcomes = [("row", item.index) for item in batch.items]
             self.act(self.batcher.batch_done(batch, outcomes, self.now))
@@ -110,9 +119,8 @@ class Driver:
         self.act(self.batcher.batch_failed(batch, "failed", self.now))
 
     def die(self):
-        if self.batch:
-            self.dead_batches.append(self.batch)
-            self.batch = None
+        self.dead_batches += self.batches
+        self.batches = []
         self.act(self.batcher.worker_died("the worker died", self.now))
 
     def pass_time(self, seconds):
@@ -130,7 +138,7 @@ class Driver:
         assert batcher.decoding == len(self.decoding)
         assert batcher.queued == len(self.waiting)
         assert batcher.ready == len(self.ready)
-        assert batcher.running == (len(self.batch.items) if self.batch else 0)
+        assert batcher.running == sum(len(batch.items) for batch in self.batches)
         for request in self.requests:
             if request.verdict is Verdict.DONE:
                 assert request.outcomes == self.expected[request]
@@ -138,18 +146,24 @@ class Driver:
                 assert request.deadline <= self.now
             if request.verdict is None:
                 assert request.deadline > self.now
-        if batcher.ready and not self.batch:
+        free = self.threads - len(self.decoding) - len(self.batches)
+        if self.shared:
+            # No thread is idle while there is work for it.
+            assert not (free and batcher.ready and len(self.batches) < self.runners)
+        elif batcher.ready and len(self.batches) < self.runners:
             # Never idle where there is a full batch, or nothing to wait for; else the alarm is set.
             assert batcher.ready < batcher.buckets[-1]
             assert batcher.queued or batcher.decoding
             assert self.now < batcher.wake_at() <= self.now + batcher.max_delay
+        if free and batcher.queued and len(self.decoding) < self.decoders:
+            assert len(self.decoding) + batcher.ready >= self.ahead
 
     def finish(self):
         """Let all that goes on come to its end."""
         for _ in range(10_000):
             if self.decoding:
                 self.decoded()
-            elif self.batch:
+            elif self.batches:
                 self.ended()
             elif self.batcher.held:
                 self.pass_time(self.batcher.max_delay or 0.01)
@@ -174,9 +188,11 @@ class Walk(RuleBasedStateMachine):
         decoders=st.integers(1, 3),
         slack=st.integers(0, 4),
         pad=st.booleans(),
+        runners=st.integers(1, 3),
+        shared=st.booleans(),
     )
-    def begin(self, max_batch, max_delay, decoders, slack, pad):
-        self.driver = Driver(max_batch, max_delay, decoders, max_batch + slack, pad)
+    def begin(self, max_batch, max_delay, decoders, slack, pad, runners, shared):
+        self.driver = Driver(max_batch, max_delay, decoders, max_batch + slack, pad, runners, shared)
 
     @rule(
         encoded=st.integers(0, 5),
@@ -198,10 +214,10 @@ class Walk(RuleBasedStateMachine):
     def decoded(self, data, ok):
         self.driver.decoded(data.draw(st.integers(0, len(self.driver.decoding) - 1)), ok)
 
-    @precondition(lambda self: self.driver.batch)
-    @rule(ok=st.sampled_from([True, True, False]))
-    def ended(self, ok):
-        self.driver.ended(ok)
+    @precondition(lambda self: self.driver.batches)
+    @rule(data=st.data(), ok=st.sampled_from([True, True, False]))
+    def ended(self, data, ok):
+        self.driver.ended(data.draw(st.integers(0, len(self.driver.batches) - 1)), ok)
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 0.2, 2.0]))
     def pass_time(self, seconds):
@@ -275,8 +291,8 @@ def test_batcher__takes_full_buckets_or_pads(pad, ran, buckets):
     driver.arrive(0, 7)
     seen = []
     driver.ended()
-    while driver.batch:
-        seen.append(driver.batch.bucket)
+    while driver.batches:
+        seen.append(driver.batches[0].bucket)
         driver.ended()
     assert driver.ran[1:] == ran
     assert seen == buckets
@@ -289,9 +305,9 @@ def test_batcher__priorities_first_then_order():
     second = driver.arrive(0, 1, priority=2)
     first = driver.arrive(0, 1, priority=1)
     driver.ended()
-    assert [item.request for item in driver.batch.items] == [first, second]
+    assert [item.request for item in driver.batches[0].items] == [first, second]
     driver.ended()
-    assert [item.request for item in driver.batch.items] == [late, late]
+    assert [item.request for item in driver.batches[0].items] == [late, late]
 
 
 def test_batcher__what_expired_is_neither_decoded_nor_run():
@@ -308,7 +324,7 @@ def test_batcher__what_expired_is_neither_decoded_nor_run():
     driver.arrive(0, 1, deadline=1.0)
     driver.now = 3.0
     driver.decoded()
-    assert {item.request for item in driver.batch.items} == {other}
+    assert {item.request for item in driver.batches[0].items} == {other}
 
 
 def test_batcher__images_decoded_ahead_are_bounded():
@@ -319,6 +335,53 @@ def test_batcher__images_decoded_ahead_are_bounded():
     # One batch runs; the rest waits as pixels, and all others are still files.
     assert (driver.batcher.running, driver.batcher.ready) == (1, 5)
     assert driver.batcher.queued == 14
+
+
+def test_batcher__on_shared_cores_a_full_batch_goes_before_a_decode_and_that_before_half_a_batch():
+    driver = Driver(max_batch=2, max_delay=1.0, runners=2, shared=True)
+    driver.arrive(6)
+    assert len(driver.decoding) == 2
+    driver.decoded()
+    assert (driver.ran, len(driver.decoding)) == ([], 2)
+    driver.decoded()
+    assert (driver.ran, len(driver.decoding)) == ([2], 1)
+    driver.ended()
+    assert (driver.ran, len(driver.decoding)) == ([2], 2)
+    # What has waited for long enough goes, though there is more to decode.
+    driver.decoded()
+    driver.now = 1.5
+    driver.decoded()
+    driver.decoded()
+    assert driver.ran == [2, 2]
+    driver.finish()
+
+
+def test_batcher__free_cores_share_what_is_left():
+    driver = Driver(max_batch=4, runners=2, shared=True)
+    driver.arrive(0, 6)
+    assert driver.ran == [2, 4]
+    assert not any(batch.alone for batch in driver.batches)
+    driver.ended()
+    driver.ended()
+    driver.arrive(0, 1)
+    assert driver.batches[0].alone
+
+
+def test_batcher__a_free_core_does_not_wait_for_what_another_one_decodes():
+    driver = Driver(max_batch=4, max_delay=5.0, runners=2, shared=True)
+    driver.arrive(2)
+    driver.decoded()
+    assert driver.ran == [1]
+    assert not driver.batches[0].alone
+
+
+def test_batcher__a_batch_that_ends_leaves_the_other_running():
+    driver = Driver(max_batch=1, runners=2, shared=True)
+    first, second = driver.arrive(0, 1), driver.arrive(0, 1)
+    driver.ended(1)
+    assert driver.verdicts() == [None, Verdict.DONE]
+    driver.ended(0, ok=False)
+    assert (first.outcomes, second.outcomes) == (["failed"], [("row", 0)])
 
 
 def test_batcher__the_worker_s_death_gives_all_back_and_refuses_until_another_starts():
@@ -387,6 +450,7 @@ def test_batcher__times_of_a_request():
         (((1, 2), 60.0, 1, 8, False), "max_delay must be from 0 to 60 s, got 60.0"),
         (((1, 2), 0.1, 0, 8, False), "decoders must be at least 1, got 0"),
         (((1, 2), 0.1, 1, 1, False), "ahead at least 2, got 1"),
+        (((1, 2), 0.1, 1, 8, False, 0), "runners must be at least 1, got 0"),
     ],
 )
 def test_batcher__settings_against_the_rules(arguments, words):

@@ -90,9 +90,9 @@ def _block(server) -> threading.Event:
     model = server.models.get("").engine.model
     run = model.run
 
-    def blocked(images):
+    def blocked(*arguments):
         gate.wait(30)
-        return run(images)
+        return run(*arguments)
 
     model.run = blocked
     return gate
@@ -277,7 +277,7 @@ def test_describe__metadata_config_and_index(run_async, model_file):
     )
     assert config.max_batch_size == 40
     assert tuple(config.dynamic_batching.preferred_batch_size) == model.buckets
-    assert config.dynamic_batching.max_queue_delay_microseconds == 2000
+    assert config.dynamic_batching.max_queue_delay_microseconds == 5000
     assert [(item.name, item.data_type, list(item.dims)) for item in config.input] == [
         ("image", pb.TYPE_UINT8, [32, 32, 3]),
         ("jpeg", pb.TYPE_STRING, [1]),

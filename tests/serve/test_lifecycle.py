@@ -25,7 +25,7 @@ Health = health_pb2.HealthCheckResponse.ServingStatus
 @asynccontextmanager
 async def serving(model, **options):
     """A started server and a channel to it."""
-    config = ServerConfig(model=str(model), listen="127.0.0.1:0", device="cpu", threads=1, **options)
+    config = ServerConfig(**{"threads": 1} | options, model=str(model), listen="127.0.0.1:0", device="cpu")
     server = ScoringServer(config)
     await server.bind()
     try:
@@ -73,9 +73,9 @@ def _block(server) -> threading.Event:
     gate = threading.Event()
     run = _engine(server).model.run
 
-    def blocked(images):
+    def blocked(*arguments):
         gate.wait(30)
-        return run(images)
+        return run(*arguments)
 
     _engine(server).model.run = blocked
     return gate
@@ -485,8 +485,8 @@ def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_as
             gate = _block(server)
             blocked = engine.model.run
 
-            def end(images):
-                blocked(images)
+            def end(*arguments):
+                blocked(*arguments)
                 raise SystemExit("the worker's end")
 
             if how == "dies":
@@ -526,12 +526,46 @@ def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_as
     assert counts == (1, 1)
 
 
+def test_worker__batches_run_at_once_and_the_one_that_hangs_ends_the_worker(run_async, model_file, encode):
+    async def scenario():
+        async with serving(model_file, threads=2, max_batch=1, stall_s=0.5) as (server, channel):
+            engine = _engine(server)
+            run, hang, seen = engine.model.run, threading.Event(), []
+            both = threading.Barrier(2, timeout=20)
+
+            def together(images, alone):
+                seen.append(alone)
+                both.wait()
+                return run(images, alone)
+
+            engine.model.run = together
+            pair = await _score(channel, encode(1), encode(2))  # breaks where one waits for the other
+            engine.model.run = lambda *arguments: hang.wait(30) and run(*arguments)
+            stuck = asyncio.create_task(_score(channel, encode(1)))
+            await _until(lambda: engine.batcher.running == 1)
+            engine.model.run = run
+            alive = await _score(channel, encode(3))
+            lost = await _fails(stuck)
+            hang.set()
+            await _until(lambda: engine.ready)
+            after = await _score(channel, encode(1))
+            return pair, seen, alive, lost, after, server.worker.deaths
+
+    pair, seen, alive, lost, after, deaths = run_async(scenario())
+    logit, _ = _offline(model_file, [encode(1), encode(2), encode(3)])
+    rows = [*pair.results, *alive.results, *after.results]
+    np.testing.assert_allclose([row.logits for row in rows], logit[[0, 1, 2, 0]], rtol=0, atol=1e-6)
+    assert seen == [False, False]
+    assert "made no progress for 0.5 s (--stall-s)" in lost.details()
+    assert deaths == 1
+
+
 def test_worker__a_model_that_fails_on_its_golden_image_too_is_opened_again(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file) as (server, channel):
             engine = _engine(server)
 
-            def broken(images):
+            def broken(*arguments):
                 raise RuntimeError("the device is lost")
 
             engine.model.run = broken

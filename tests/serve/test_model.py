@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from onnx import TensorProto
 from data.errors import InputError
 from data.model_file import ModelInfo
 from serve import device
-from serve.model import OnnxModel, buckets_up_to, fastest_bucket
+from serve.model import OnnxModel, buckets_up_to
 from serve.registry import ModelSource
 
 
@@ -111,25 +112,24 @@ def test_buckets_up_to__powers_of_two_and_the_largest(max_batch, wanted):
     assert buckets_up_to(max_batch) == wanted
 
 
-@pytest.mark.parametrize(
-    ("milliseconds", "wanted"),
-    [
-        ({1: 10, 2: 7.5, 4: 7.45, 8: 8}, 2),  # 4 is better by less than 2 %
-        ({1: 10, 2: 9, 4: 7.5, 8: 7}, 8),
-        ({1: 10, 2: 15}, 1),
-        ({1: 0.01, 2: 0.01, 4: 0.01}, 4),  # where the model is nothing, the way from batch to batch counts
-    ],
-)
-def test_fastest_bucket__the_smallest_near_the_best(milliseconds, wanted):
-    assert fastest_bucket({size: ms / 1000 for size, ms in milliseconds.items()}) == wanted
-
-
-def test_warm__chooses_the_buckets_itself(model_file):
+def test_warm__measures_and_keeps_the_default_buckets(model_file):
     model = _load(model_file, max_batch=0)
     model.warm()
-    assert model.buckets == buckets_up_to(model.buckets[-1])
-    assert model.buckets[-1] <= 8
+    assert model.buckets == (1, 2, 4)
     assert model.seconds_an_image > 0
+
+
+def test_run__bit_for_bit_the_same_from_any_thread_and_on_all_cores(model_file):
+    model = OnnxModel(ModelSource(model_file), "cpu", 3, 4)
+    model.warm()
+    assert model.runners == 3
+    images = np.random.default_rng(1).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    alone = np.concatenate([model.run(model.fill(1, [image]), alone=True)[0] for image in images])
+    with ThreadPoolExecutor(3) as pool:
+        parts = [images[at : at + 4] for at in range(0, 24, 4)] * 10
+        together = list(pool.map(lambda part: model.run(model.fill(4, list(part)))[0], parts))
+    for turn in range(10):
+        np.testing.assert_array_equal(np.concatenate(together[6 * turn : 6 * turn + 6]), alone)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3])

@@ -68,6 +68,32 @@ def test_worker__counts_as_hung_only_after_enough_looks_without_progress(worker)
     assert worker.deaths == 1
 
 
+def test_worker__one_of_several_threads_that_hangs_is_the_death_of_all(worker):
+    reasons, gate = [], threading.Event()
+    both, begun = threading.Barrier(2, timeout=20), threading.Event()
+    worker.grow(2)
+    for _ in range(2):
+        worker.submit(both.wait)  # two at once, or the barrier breaks
+    worker.subscribe(reasons.append)
+    worker.submit(lambda: (begun.set(), gate.wait(20)))
+    _wait(begun)
+    for _ in range(3):
+        done = threading.Event()
+        worker.submit(done.set)  # the other one goes on
+        _wait(done)
+        worker.check(0.5)
+    assert reasons == ["the inference worker made no progress for 1 s (--stall-s)"]
+    for _ in range(2):
+        worker.submit(both.wait)
+    after = threading.Event()
+    worker.submit(after.set)
+    _wait(after)
+    assert not both.broken
+    assert (worker.deaths, worker.threads) == (1, 2)
+    gate.set()
+    assert worker.close(20)  # the threads that were given up have ended too
+
+
 def test_worker__long_idleness_and_many_short_jobs_are_no_stall(worker):
     for _ in range(10):
         worker.check(1.0)
