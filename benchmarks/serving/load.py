@@ -106,6 +106,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     requests = read_requests(options.requests)
     load = Load(options.target, options.method, requests, options.deadline, options.channels)
     await load.closed(min(options.concurrency, 16), options.warm)
+    warmed = len(load.good)
     load.good, load.bad = [], {}
     start, used = time.perf_counter(), time.process_time()
     if options.rate:
@@ -119,6 +120,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "rate": len(load.good) / seconds,
         "good": len(load.good),
+        "warmed": warmed,
         "p50": p50,
         "p99": p99,
         "load_share": cpu / seconds,

@@ -181,12 +181,10 @@ def child(python: Path | str, script: str, *arguments: object) -> dict[str, Any]
 
 
 def rivals(cores: int) -> list[Rival]:
-    """The settings of MLServer that are tried; the fastest at 16 calls in flight is used."""
+    """The settings of MLServer that are tried; the fastest at 16 calls in flight is used, and at 1 the one for that."""
     plain = Rival(0, 8, 5, cores, 1)
     return [
         plain,
-        replace(plain, wait_ms=20),
-        replace(plain, batch=16, wait_ms=10),
         replace(plain, batch=4, wait_ms=2),
         replace(plain, threads=1, runners=cores),
         replace(plain, batch=1, threads=1, runners=cores),

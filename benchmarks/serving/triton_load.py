@@ -17,7 +17,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     """`concurrency` callers on one client, each with one JPEG at a time."""
     photos = [np.array([path.read_bytes()], dtype=np.object_) for path in sorted(options.images.iterdir())]
     latency: list[float] = []
-    sent = 0
+    sent = warmed = 0
     async with triton.InferenceServerClient(options.target) as client:
 
         async def caller(until: float) -> None:
@@ -31,6 +31,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
                 latency.append(time.perf_counter() - start)
 
         for seconds in (options.warm, options.seconds):
+            warmed = len(latency)
             latency.clear()
             start, used = time.perf_counter(), time.process_time()
             await asyncio.gather(*(caller(start + seconds) for _ in range(options.concurrency)))
@@ -40,6 +41,7 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     return {
         "rate": len(latency) / taken,
         "good": len(latency),
+        "warmed": warmed,
         "p50": p50,
         "p99": p99,
         "load_share": share,
