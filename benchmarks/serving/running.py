@@ -186,6 +186,7 @@ def rivals(cores: int) -> list[Rival]:
     return [
         plain,
         replace(plain, batch=4, wait_ms=2),
+        replace(plain, batch=1),
         replace(plain, threads=1, runners=cores),
         replace(plain, batch=1, threads=1, runners=cores),
         Rival(cores, 8, 5, 1, 1),
