@@ -150,7 +150,7 @@ class _Line:
 
 
 class Batcher:
-    """The state machine. See the module's text; for one thread at a time.
+    """The state machine. See the module's text; for one thread at a time, but its counts may be read from any.
 
     Args:
         buckets: the batch sizes that may be run, ascending, the first of them 1.
@@ -193,6 +193,7 @@ class Batcher:
         self._queued, self._ready = _Line(), _Line()
         self._decoding: dict[Item, None] = {}
         self._running: dict[Batch, None] = {}
+        self._images_running = 0
         self._next_deadline = math.inf
 
     @property
@@ -218,7 +219,7 @@ class Batcher:
     @property
     def running(self) -> int:
         """Images of the batches that run."""
-        return sum(len(batch.items) for batch in self._running)
+        return self._images_running
 
     @property
     def idle(self) -> bool:
@@ -281,6 +282,7 @@ class Batcher:
         if batch not in self._running:
             return []
         del self._running[batch]
+        self._images_running -= len(batch.items)
         actions = self._expire(now)
         for request in {item.request: None for item in batch.items}:
             request.infer_s += now - batch.started
@@ -297,6 +299,7 @@ class Batcher:
         """The worker is gone: all that is held is given back, and nothing is taken until `worker_started`."""
         self.down = reason
         self._running.clear()
+        self._images_running = 0
         return [self._answer(request, Verdict.LOST, reason, now) for request in list(self._held)]
 
     def worker_started(self) -> None:
@@ -344,6 +347,7 @@ class Batcher:
             if self._due_at() <= now:
                 batch = self._take(now)
                 self._running[batch] = None
+                self._images_running += len(batch.items)
                 actions.append(Run(batch))
             elif self._can_decode():
                 item = self._queued.pop()
