@@ -144,7 +144,7 @@ def test_export_run__fits_on_the_selection_part_with_its_own_logits(
     assert finished.out is not None
     exported = export_run(finished.out, tmp_path / "m.onnx", "platt", 0.8)
     assert (exported.info.calibration, exported.info.wished_precision) == ("platt", 0.8)
-    examples = open_examples(finished.data, finished.seed)
+    examples = open_examples(finished.data)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     index = examples.selection
     logit, score = session.run(None, {INPUT_NAME: examples.cache.pixels[index]})
