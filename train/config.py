@@ -202,18 +202,25 @@ class ScheduleConfig:
         shape: "cosine": linear warm-up, then a cosine to zero; "one_cycle": cosine up, cosine down, and the
             momentum the other way (use a warmup of about 0.3).
         warmup: share of all steps spent warming up.
+        keep: the weights that are saved as the best: those of the epoch with the highest selection mAP, or the
+            last ones, for a schedule that ends near zero and a selection part too small to tell epochs apart.
         patience: stop after this many epochs without a better selection mAP; 0 = never.
     """
 
     epochs: int = 6
     shape: Literal["cosine", "one_cycle"] = "cosine"
     warmup: float = 0.1
+    keep: Literal["best", "last"] = "best"
     patience: int = 0
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
         require(0 <= self.warmup < 1, "schedule.warmup must be in [0, 1)", self.warmup)
         require(self.patience >= 0, "schedule.patience must not be negative", self.patience)
+        if self.patience and self.keep == "last":
+            raise InputError(
+                "schedule.patience looks for the best epoch, but schedule.keep is last; give one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class _Run:
             self.run_id = tracker.run_id
             for number in range(len(progress.history) + 1, config.schedule.epochs + 1):
                 metrics = self._epoch(number, interrupts)
-                best = metrics["val/map"] > progress.best_map
+                best = config.schedule.keep == "last" or metrics["val/map"] > progress.best_map
                 if best:
                     progress.best_epoch, progress.best_map = number, metrics["val/map"]
                 progress.history.append(metrics)
