@@ -311,7 +311,7 @@ class TrainConfig:
         batch_size: images a step over all processes together, so that the number of processes changes
             neither the learning rate nor the result.
         accumulate: parts that each process computes a step in, one after the other, to save memory; the
-            gradient is that of the whole batch (batch-norm statistics are each part's own).
+            gradient is that of the whole batch (but batch-norm statistics, and losses over the batch, see one part).
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 = none.
         flip_test: evaluate, and later serve, the mean of the logits of an image and its mirror image: at twice
             the cost.
