@@ -30,7 +30,8 @@ from data.progress import ProgressBar
 from eval.metrics import average_precision, mean_average_precision
 from train import checkpoint
 from train.batches import Batches
-from train.config import TrainConfig, flatten, to_dict, write_config
+from train.config import TrainConfig
+from train.config_files import flatten, to_dict, write_config
 from train.curves import draw_curves
 from train.display import banner, epoch_line, run_name
 from train.divergence import Diverged, LossWatch
