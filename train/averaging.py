@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from data.errors import InputError
 from eval.metrics import average_precision, mean_average_precision
 from train import checkpoint
-from train.config import TrainConfig, flatten, read_config, to_dict
+from train.config import TrainConfig
+from train.config_files import flatten, read_config, to_dict
 from train.examples import Examples, open_examples
 from train.publish import load_best
 from train.selection_fit import selection_logits

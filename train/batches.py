@@ -58,7 +58,8 @@ class Batch:
         step: within the epoch, from 0.
         first, last: its rows of the global batch.
         rows: its images.
-        partners: the images that they are mixed with; None where nothing is mixed.
+        partners: the images that they are mixed with; None where nothing is mixed, or where the rows are the whole
+            batch: then they are among them, at `rows.draws.partner`.
     """
 
     step: int
@@ -160,7 +161,9 @@ class Batches:
                 first,
                 first + share,
                 self._rows(images, own, draws),
-                None if draws.partner is None else self._rows(images, draws.partner[own], draws),
+                None
+                if draws.partner is None or self.world == 1
+                else self._rows(images, draws.partner[own], draws),
             )
 
     def _rows(self, images: npt.NDArray[np.int64], chosen: Tensor, draws: augment.Draws) -> Rows:

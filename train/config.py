@@ -1,23 +1,16 @@
-"""The configuration of one training run: frozen dataclasses, their checks, and their JSON and TOML form.
+"""The configuration of one training run: frozen dataclasses and their checks.
 
 Every field can be set on the command line (`--optimizer.lr 3e-4`). Precedence: command line, then
 `--config FILE`, then `--preset NAME`.
 """
 
-import dataclasses
-import json
-import math
-import tomllib
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from data.errors import InputError, unknown
+from data.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-T = TypeVar("T")
 
 
 def require(condition: bool, rule: str, value: object) -> None:
@@ -202,18 +195,25 @@ class ScheduleConfig:
         shape: "cosine": linear warm-up, then a cosine to zero; "one_cycle": cosine up, cosine down, and the
             momentum the other way (use a warmup of about 0.3).
         warmup: share of all steps spent warming up.
+        keep: the weights that are saved as the best: those of the epoch with the highest selection mAP, or the
+            last ones, for a schedule that ends near zero and a selection part too small to tell epochs apart.
         patience: stop after this many epochs without a better selection mAP; 0 = never.
     """
 
     epochs: int = 6
     shape: Literal["cosine", "one_cycle"] = "cosine"
     warmup: float = 0.1
+    keep: Literal["best", "last"] = "best"
     patience: int = 0
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "schedule.epochs must be at least 1", self.epochs)
         require(0 <= self.warmup < 1, "schedule.warmup must be in [0, 1)", self.warmup)
         require(self.patience >= 0, "schedule.patience must not be negative", self.patience)
+        if self.patience and self.keep == "last":
+            raise InputError(
+                "schedule.patience looks for the best epoch, but schedule.keep is last; give one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class TrainConfig:
         batch_size: images a step over all processes together, so that the number of processes changes
             neither the learning rate nor the result.
         accumulate: parts that each process computes a step in, one after the other, to save memory; the
-            gradient is that of the whole batch (batch-norm statistics are each part's own).
+            gradient is that of the whole batch (but batch-norm statistics, and losses over the batch, see one part).
         ema: decay of the moving average of the weights, which is what is evaluated and saved; 0 = none.
         flip_test: evaluate, and later serve, the mean of the logits of an image and its mirror image: at twice
             the cost.
@@ -351,100 +351,3 @@ class TrainConfig:
         require(0 <= self.seed < 2**31, "seed must be between 0 and 2^31 - 1", self.seed)
         if self.overwrite and self.resume:
             raise InputError("--overwrite and --resume contradict each other; give one of them")
-
-
-def to_dict(config: object) -> dict[str, Any]:
-    """Nested plain values, as they go into JSON."""
-    out: dict[str, Any] = {}
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        out[item.name] = _plain(value)
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back; infinity, which JSON lacks, as text."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) or value == math.inf else value
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"optimizer": {"lr": 1}}` -> `{"optimizer.lr": 1}`, as MLflow's parameters are named."""
-    out: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            out |= flatten(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
-
-
-def override(base: T, values: dict[str, Any], where: str) -> T:
-    """`base` with the nested `values` put in; an unknown name or a wrong type is an `InputError`.
-
-    Args:
-        base: a configuration dataclass.
-        values: nested plain values, as JSON or TOML give them; what is absent keeps the base's value.
-        where: names the source in errors.
-    """
-    hints = typing.get_type_hints(type(base))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown(f"setting in {where}:", key, hints)
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: '{key}' must be a table of settings, got {value!r}")
-            changes[key] = override(current, value, f"{where}, {key}")
-        else:
-            changes[key] = _convert(value, hints[key], f"{where}: '{key}'")
-    return dataclasses.replace(base, **changes)  # type: ignore[type-var]
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    choices = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        if value not in choices:
-            raise unknown(where, value, choices)
-        return value
-    if typing.get_origin(hint) is types.UnionType:
-        if value is None:
-            return None
-        hint = next(choice for choice in choices if choice is not type(None))
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} must be a list, got {value!r}")
-        of = choices if Ellipsis not in choices else choices[:1] * len(value)
-        return tuple(_convert(item, kind, where) for item, kind in zip(value, of, strict=True))
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and (type(value) is int or value == "inf"):
-        return float(value)
-    if type(value) is not hint:
-        raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")
-    return value
-
-
-def read_config(path: Path, base: TrainConfig) -> TrainConfig:
-    """`base` with the settings of a .json or .toml file put in."""
-    if not path.is_file():
-        raise InputError(f"no configuration file at {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not valid {path.suffix.lstrip('.').upper() or 'JSON'}: {error}"
-        ) from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a table of settings, got a {type(values).__name__}")
-    return override(base, values, str(path))
-
-
-def write_config(path: Path, config: TrainConfig) -> None:
-    """Save the resolved configuration, readable by `read_config`."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")

@@ -20,8 +20,12 @@ class Diverged(InputError):
     """
 
     def __init__(self, message: str, step: int, image_ids: Sequence[str]) -> None:
-        super().__init__(message)
+        # All of it goes to the base class, so that the error can be pickled on its way out of a search's trial.
+        super().__init__(message, step, image_ids)
         self.step, self.image_ids = step, tuple(image_ids)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class LossWatch:

@@ -30,7 +30,8 @@ from data.progress import ProgressBar
 from eval.metrics import average_precision, mean_average_precision
 from train import checkpoint
 from train.batches import Batches
-from train.config import TrainConfig, flatten, to_dict, write_config
+from train.config import TrainConfig
+from train.config_files import flatten, to_dict, write_config
 from train.curves import draw_curves
 from train.display import banner, epoch_line, run_name
 from train.divergence import Diverged, LossWatch
@@ -187,7 +188,7 @@ class _Run:
             self.run_id = tracker.run_id
             for number in range(len(progress.history) + 1, config.schedule.epochs + 1):
                 metrics = self._epoch(number, interrupts)
-                best = metrics["val/map"] > progress.best_map
+                best = config.schedule.keep == "last" or metrics["val/map"] > progress.best_map
                 if best:
                     progress.best_epoch, progress.best_map = number, metrics["val/map"]
                 progress.history.append(metrics)

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from train.config import TrainConfig, read_config, to_dict
+from train.config import TrainConfig
+from train.config_files import read_config, to_dict
 from train.presets import DEFAULT_PRESET, PRESETS, preset
 
 _DESCRIPTION = (

@@ -47,14 +47,20 @@ def baseline() -> TrainConfig:
 def best() -> TrainConfig:
     """The best fine-tune of an ImageNet MobileNetV2 found for photographs in half an hour of one CPU core."""
     return TrainConfig(
-        data=DataConfig(size=384, train_size=288),
+        # The settings were chosen with 15 % held out; so little is enough for the calibration alone.
+        data=DataConfig(size=384, train_size=288, selection=0.05),
         model=ModelConfig(head="csra", csra_lambda=0.2, frozen_blocks=3),
-        schedule=ScheduleConfig(epochs=8),
+        schedule=ScheduleConfig(epochs=8, keep="last"),
         flip_test=True,
     )
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"smoke": smoke, "demo": demo, "baseline": baseline, "best": best}
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "smoke": smoke,
+    "demo": demo,
+    "baseline": baseline,
+    "best": best,
+}
 DEFAULT_PRESET = "demo"
 
 

@@ -17,7 +17,8 @@ from data.errors import InputError
 from data.image import fingerprint
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from train import checkpoint
-from train.config import TrainConfig, read_config, to_dict
+from train.config import TrainConfig
+from train.config_files import read_config, to_dict
 from train.display import run_name
 from train.examples import Examples, open_examples
 from train.heads import Classifier, make_model

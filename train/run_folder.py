@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from data.errors import InputError
-from train.config import TrainConfig, flatten, to_dict
+from train.config import TrainConfig
+from train.config_files import flatten, to_dict
 from train.divergence import Diverged
 from train.examples import Examples
 

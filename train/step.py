@@ -124,13 +124,16 @@ class Stepper:
         """The changed and mixed images of a batch, their targets and masks, on the device."""
         device, rows = self.accelerator.device, batch.rows.to(self.accelerator.device)
         pixels = augment.apply(rows.pixels, rows.draws, self.size)
-        if batch.partners is None:
+        partner = rows.draws.partner
+        if partner is None:
             return pixels, rows.target, rows.mask
-        partner_rows: Rows = batch.partners.to(device)
-        partners = augment.apply(partner_rows.pixels, partner_rows.draws, self.size)
-        return augment.mix(
-            pixels, rows.target, rows.mask, partners, partner_rows.target, partner_rows.mask, rows.draws
-        )
+        if batch.partners is None:
+            at = partner.to(device)
+            others = (pixels[at], rows.target[at], rows.mask[at])
+        else:
+            far: Rows = batch.partners.to(device)
+            others = (augment.apply(far.pixels, far.draws, self.size), far.target, far.mask)
+        return augment.mix(pixels, rows.target, rows.mask, *others, rows.draws)
 
     def _reduced(self, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The loss over all processes, and the mean over them of the weight, by which each divides its part.

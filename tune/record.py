@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.config import flatten, to_dict
+from train.config_files import flatten, to_dict
 from train.revision import source_revision
 from train.tracking import client, experiment_id
 from tune.space import SearchConfig

@@ -19,7 +19,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.voc import default_devkit
-from train.config import override, to_dict
+from train.config_files import override, to_dict
 from train.examples import open_examples
 from tune.record import TABLE, ParentRun, TrialRow, write_table
 from tune.space import SearchConfig, check_space

@@ -10,7 +10,8 @@ from PIL import Image
 
 from data.labels import VOC_CLASSES
 from data.scores import read_scores, write_scores
-from train.config import TrainConfig, to_dict
+from train.config import TrainConfig
+from train.config_files import to_dict
 from train.tracking import HASH_TAG, client, experiment_id
 
 # A deadline for each example would time the machine, not the code.

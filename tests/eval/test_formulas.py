@@ -5,7 +5,8 @@ import pytest
 import typst
 
 from eval.formulas import FORMULAS, REDUCTION
-from train.config import LossConfig, TrainConfig, flatten, to_dict
+from train.config import LossConfig, TrainConfig
+from train.config_files import flatten, to_dict
 from train.losses import LOSSES
 
 

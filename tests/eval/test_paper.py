@@ -15,15 +15,8 @@ from eval.joining import join
 from eval.judge import Judgement, judge
 from eval.paper import paper_content, write_pdf
 from eval.paper_run import MAX_TRIALS, UNKNOWN, augmentation
-from train.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrackingConfig,
-    TrainConfig,
-    flatten,
-    to_dict,
-)
+from train.config import DataConfig, ModelConfig, OptimizerConfig, TrackingConfig, TrainConfig
+from train.config_files import flatten, to_dict
 from train.options import parse_train
 
 

@@ -7,7 +7,8 @@ import torch
 
 from data.errors import InputError
 from train import augment
-from train.config import AugmentConfig, TrainConfig, override
+from train.config import AugmentConfig, TrainConfig
+from train.config_files import override
 
 FIRST_RELEASE = [147.9457, 185.33, 129.3547]
 STILL = AugmentConfig(min_area=1.0, aspect=1.0, flip=0.0, brightness=0.0, contrast=0.0)

@@ -5,18 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from train.config import (
-    AugmentConfig,
-    DataConfig,
-    LossConfig,
-    ScheduleConfig,
-    TrainConfig,
-    flatten,
-    override,
-    read_config,
-    to_dict,
-    write_config,
-)
+from train.config import AugmentConfig, DataConfig, LossConfig, ScheduleConfig, TrainConfig
+from train.config_files import flatten, override, read_config, to_dict, write_config
 from train.options import parse_train
 from train.presets import PRESETS, preset
 

@@ -10,7 +10,8 @@ from data.errors import InputError
 from data.model_file import ModelInfo
 from train.augment import to_float
 from train.backbones import Features
-from train.config import ModelConfig, TrainConfig, read_config, write_config
+from train.config import ModelConfig, TrainConfig
+from train.config_files import read_config, write_config
 from train.csra import CsraHead
 from train.heads import HEADS, Classifier, make_model
 from train.ml_decoder import MlDecoderHead

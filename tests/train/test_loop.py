@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,8 @@ def test_main__accelerate_launch_runs_it(devkit: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "best selection mAP" in done.stdout
     assert "mlflow ui" in done.stdout
+
+
+def test_diverged__survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(Diverged("the loss is not finite", 7, ["a", "b"])))
+    assert (str(error), error.step, error.image_ids) == ("the loss is not finite", 7, ("a", "b"))

@@ -19,7 +19,8 @@ import torch
 from data.errors import InputError
 from train import checkpoint
 from train.batches import Batch
-from train.config import AugmentConfig, LossConfig, ScheduleConfig, TrainConfig, write_config
+from train.config import AugmentConfig, LossConfig, ScheduleConfig, TrainConfig
+from train.config_files import write_config
 from train.interrupt import EXIT_TERMINATED
 from train.loop import fit
 from train.step import Stepped, Stepper

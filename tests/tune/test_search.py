@@ -129,7 +129,7 @@ def test_search__failing_trials_are_named_with_their_reason(home: Path) -> None:
     assert done.returncode == 1, done.stderr
     (row,) = rows(home / "runs" / "wild")
     assert row["state"] == "failed"
-    assert "the loss is not finite at step" in row["reason"]
+    assert "the loss is not finite (nan) at step" in row["reason"]
     assert "no trial finished an epoch" in done.stderr
 
 

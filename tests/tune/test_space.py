@@ -23,7 +23,7 @@ def test_preset__is_a_space_that_can_be_trained(name: str) -> None:
         ),
         (
             lambda: check_space(dataclasses.replace(quick(), space=Space(loss=("hinge",)))),
-            r"unknown loss in space\.loss 'hinge'; choose one of: asl, bce",
+            r"unknown loss in space\.loss 'hinge'; choose one of: apl, asl, bce",
         ),
         (lambda: Space(loss=()), r"space\.loss must name at least one choice"),
         (lambda: Space(loss=("bce", "bce")), r"space\.loss must not repeat a choice"),
