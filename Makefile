@@ -2,7 +2,7 @@
 #   make setup PYTHON=python3.13           choose the interpreter (3.11 to 3.13)
 #   make demo VOC=PATH WEIGHTS=PATH        the demo on a real devkit, from pretrained weights
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint proto lock bench clean force
+.PHONY: help setup demo test lint proto lock conformance bench clean force
 
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
@@ -40,6 +40,11 @@ lock: setup  ## renew the lock files from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --extra serve -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
 	sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements/uv.txt | $(COMPILE) --no-config - -o requirements/uv.txt
+
+conformance: setup  ## call the server with the unmodified tritonclient, in an environment of its own (runs/triton)
+	@[ -x runs/triton/bin/python ] || { $(BIN)/python -m uv venv --quiet runs/triton && \
+		$(BIN)/python -m uv pip install --quiet --python runs/triton 'tritonclient[grpc]==2.73.0'; }
+	TRITONCLIENT_PYTHON=runs/triton/bin/python $(BIN)/python -m pytest -s tests/serve/test_inference_conformance.py
 
 bench: setup  ## run every benchmark with its short default
 	@for file in benchmarks/*.py; do \

@@ -123,7 +123,8 @@ class Bench:
 
     def _open(self) -> dict[str, Any]:
         """What was done before, which must have been done with the same settings."""
-        from train.config import TrainConfig, flatten, to_dict
+        from train.config import TrainConfig
+        from train.config_files import flatten, to_dict
 
         def shared(config: TrainConfig) -> dict[str, Any]:
             free = ("loss.", "seed", "out", "overwrite", "resume")
@@ -335,7 +336,8 @@ def base_config(options: Options) -> Any:
 
 def loss_config(text: str) -> Any:
     """ "tail:tail_power=1:queue=1024" -> its LossConfig."""
-    from train.config import LossConfig, override
+    from train.config import LossConfig
+    from train.config_files import override
     from train.losses import LOSSES
 
     name, *settings = text.split(":")

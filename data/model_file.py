@@ -71,7 +71,9 @@ class ModelInfo:
     def __post_init__(self) -> None:
         for name in ("scale", "bias", "thresholds", "precision_thresholds", "golden_logit"):
             length = len(getattr(self, name))
-            if length != len(self.classes) and (length or name not in ("precision_thresholds", "golden_logit")):
+            if length != len(self.classes) and (
+                length or name not in ("precision_thresholds", "golden_logit")
+            ):
                 raise InputError(
                     f"model file: {name} must have one number a class ({len(self.classes)}), got {length}"
                 )

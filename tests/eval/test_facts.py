@@ -15,7 +15,7 @@ from eval.joining import join
 from eval.judge import judge
 from eval.paper import paper_content
 from train.config import DataConfig, TrackingConfig, TrainConfig
-from train.config import flatten as train_flatten
+from train.config_files import flatten as train_flatten
 from train.config_files import to_dict
 from train.tracking import HASH_TAG, PARENT_TAG, client, experiment_id
 

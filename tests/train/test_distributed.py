@@ -21,7 +21,8 @@ _WORLDS = """
 import dataclasses, sys
 from pathlib import Path
 from accelerate import debug_launcher
-from train.config import TrainConfig, read_config
+from train.config import TrainConfig
+from train.config_files import read_config
 from train.loop import fit
 
 def work(world):
