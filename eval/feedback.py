@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import Judgement
-from train.tracking import CHEAPER_HASH_TAGS, HASH_TAG
+from train.tracking import HASH_TAG
 
 FOLDER = "served"
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -39,10 +39,7 @@ def find_run(store: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
             if found.tags.get(HASH_TAG, digest) == digest:
                 return str(found.run_id), ""
         experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-        for tag in (HASH_TAG, *CHEAPER_HASH_TAGS.values()):
-            runs = store.search_runs(experiments, f"tags.`{tag}` = '{digest}'", max_results=1)
-            if runs:
-                break
+        runs = store.search_runs(experiments, f"tags.`{HASH_TAG}` = '{digest}'", max_results=1)
     except MlflowException as error:
         return "", f"the MLflow store does not tell: {str(error).splitlines()[0]}"
     if not runs:

@@ -41,8 +41,8 @@ LIMIT = 0.003
 # Images of the training part that the ranges are measured on, and of those, that errors are compared on.
 CALIBRATION_IMAGES, PROBE_IMAGES = 256, 32
 _SEED = 0
-# Where a float32 sum differs in its last bit, an int8 value may round to its neighbour, which moves a logit by up to
-# about 0.1; a CPU whose int8 sums saturate, or a broken file, is further off.
+# Wider than float32's: where a sum differs in its last bit, a value may round to its neighbour. Chosen, not measured
+# on a second kind of CPU; the logits of a trained model span tens.
 GOLDEN_TOLERANCE: dict[Cheap, float] = {"int8": 0.3, "fp16": 0.05}
 
 

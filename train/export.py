@@ -27,11 +27,9 @@ class ExportOptions:
         alias: give the new version this alias, such as "champion" (implies --register).
         calibration: of the scores, fitted on the selection part; auto: the kind with the lowest cross-fitted
             negative log-likelihood there.
-        wished_precision: the precision (of tp, fp) that the second set of thresholds should reach, above 0 and
-            at most 1.
+        wished_precision: what the second set of thresholds should reach, above 0 and at most 1.
         precision: of a second model file, written beside the first only if its mAP on the selection part is at
-            most 0.003 lower; --register then takes the second one. int8 is for CPUs; fp16 is for GPUs, on a CPU it
-            brings nothing.
+            most 0.003 lower; --register then takes it. int8 is for CPUs; fp16 is for GPUs, on a CPU it brings nothing.
     """
 
     run: Path | None = None
@@ -49,16 +47,12 @@ def main(arguments: list[str]) -> int:
     import tyro
 
     options = tyro.cli(ExportOptions, args=arguments, prog="train/export.py")
-    from train.publish import describe_fit, export_run, newest_run, register_model
+    from train.publish import describe, export_run, newest_run, register_model
 
     folder = options.run or newest_run(Path("runs/train"))
     out = options.out or folder / "model.onnx"
     exported = export_run(folder, out, options.calibration, options.wished_precision)
-    print(f"model      {exported.path}  ({exported.path.stat().st_size / 1e6:.1f} MB, {exported.info.name})")
-    print(f"parity     largest |logit difference| {exported.parity.difference:.1e} at batch 1, 2 and 32")
-    print("\n".join(describe_fit(exported)))
-    if exported.note:
-        print(f"note       the MLflow run was not told of the file: {exported.note}")
+    print("\n".join(describe(exported)))
     if options.precision != "float32":
         from train.cheaper import describe_cheaper, export_cheaper
 

@@ -147,11 +147,13 @@ def note_on_run(run_id: str, tags: Mapping[str, str], figures: Mapping[str, floa
     return ""
 
 
-def describe_fit(exported: Exported) -> list[str]:
-    """What was fitted on the selection part, as lines for the terminal."""
+def describe(exported: Exported) -> list[str]:
+    """The file, its parity, and what was fitted on the selection part, as lines for the terminal."""
     fit, classes = exported.fit, exported.info.classes
     nll = ", ".join(f"{kind} {value:.4f}" for kind, value in fit.nll.items())
     lines = [
+        f"model      {exported.path}  ({exported.path.stat().st_size / 1e6:.1f} MB, {exported.info.name})",
+        f"parity     largest |logit difference| {exported.parity.difference:.1e} at batch 1, 2 and 32",
         f"calibrated {fit.calibration.kind} (cross-fitted nats a pair: {nll})",
         f"ECE        {fit.ece_before:.4f} before, {fit.ece_after:.4f} after, cross-fitted on the selection part",
         f"thresholds F1: {fit.thresholds.min():.2f} to {fit.thresholds.max():.2f}; "
@@ -161,6 +163,8 @@ def describe_fit(exported: Exported) -> list[str]:
     if fit.calibration.kept:
         names = ", ".join(classes[c] for c in fit.calibration.kept)
         lines.append(f"note       not calibrated, for want of both answers or of any skill: {names}")
+    if exported.note:
+        lines.append(f"note       the MLflow run was not told of the file: {exported.note}")
     return lines
 
 
