@@ -35,6 +35,8 @@ def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         group, _, last = name.rpartition(".")
         return [f"--{group + '.' if group else ''}{'' if value else 'no-'}{last}"]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
     text = str(value)
     return [f"--{name}", text.rpartition("/")[2] if key in ("data.labels", "model.weights") else text]
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from data.errors import InputError
+from data.golden import golden_image
 from data.image import fingerprint
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from eval.calibration import fit_platt, fit_thresholds
@@ -66,7 +67,10 @@ def test_export_onnx__equals_torch_at_any_batch_size(backbone: str, size: int, t
         np.testing.assert_allclose(logit, wanted, atol=1e-4)
         np.testing.assert_allclose(score, 1 / (1 + np.exp(-(2 * logit.astype(np.float64) - 1))), atol=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}
-    assert ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m.onnx") == info(3, size)
+    said = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m.onnx")
+    assert dataclasses.replace(said, golden_seed=0, golden_logit=(), golden_tolerance=0.0) == info(3, size)
+    (golden,) = session.run([LOGIT_NAME], {INPUT_NAME: golden_image(size, said.golden_seed)[None]})
+    np.testing.assert_allclose(golden[0], said.golden_logit, atol=said.golden_tolerance)
 
 
 def test_export_onnx__flip_serves_the_mean_of_the_image_and_its_mirror_image(tmp_path: Path) -> None:
