@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from train.config import DataConfig
 from train.gradient_checkpointing import run
 
 
@@ -210,6 +211,20 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 
 
+def check_sizes(name: str, data: DataConfig) -> None:
+    """Raise `InputError` where the backbone `name` cannot take the images that are trained on or judged."""
+    check_size(name, data.size, "data.size")
+    if data.train_size:
+        check_size(name, data.train_size, "data.train_size")
+
+
+def check_size(name: str, size: int, setting: str) -> None:
+    """Raise `InputError` where the backbone `name` cannot take images of `size` px; `setting` asked for it."""
+    sizes = BACKBONES[name].sizes
+    if sizes and size not in sizes:
+        raise InputError(f"backbone {name} takes images of {sizes[0]} px, but {setting} is {size}")
+
+
 def make_backbone(name: str, weights: str, size: int) -> Backbone:
     """Build a backbone and load its weights.
 
@@ -223,8 +238,7 @@ def make_backbone(name: str, weights: str, size: int) -> Backbone:
         A module that maps float[N, 3, size, size] to `Features`.
     """
     spec = BACKBONES[name]
-    if spec.sizes and size not in spec.sizes:
-        raise InputError(f"backbone {name} takes images of {spec.sizes[0]} px, but data.size is {size}")
+    check_size(name, size, "data.size")
     if not spec.torchvision:
         if weights != "none":
             raise InputError(

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 
 from data.errors import InputError, unknown
 from train.allocator import keep_memory
-from train.backbones import BACKBONES
+from train.backbones import BACKBONES, check_sizes
 from train.config import TrainConfig
 from train.heads import HEADS
 from train.losses import LOSSES
@@ -28,11 +28,7 @@ def check_names(config: TrainConfig) -> None:
     for kind, name, registry in registries:
         if name not in registry:
             raise unknown(kind, name, registry)
-    sizes, wanted = BACKBONES[config.model.backbone].sizes, config.data.train_size or config.data.size
-    if sizes and wanted not in sizes:
-        raise InputError(
-            f"backbone {config.model.backbone} takes images of {sizes[0]} px, but data.train_size is {wanted}"
-        )
+    check_sizes(config.model.backbone, config.data)
 
 
 def start_process(config: TrainConfig) -> tuple[Accelerator, str]:

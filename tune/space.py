@@ -147,7 +147,7 @@ def apply_point(config: SearchConfig, point: dict[str, Any], out: Path) -> Train
 
 def check_space(config: SearchConfig) -> None:
     """Refuse unknown names and combinations that could not be trained, before any trial starts."""
-    from train.backbones import BACKBONES
+    from train.backbones import BACKBONES, check_sizes
     from train.losses import LOSSES
 
     for entry in config.space.backbone:
@@ -158,11 +158,7 @@ def check_space(config: SearchConfig) -> None:
             raise unknown("loss in space.loss", name, LOSSES)
     for entry in config.space.backbone:
         name, _, weights = entry.partition("=")
-        sizes = BACKBONES[name].sizes
-        if sizes and config.data.size not in sizes:
-            raise InputError(
-                f"space.backbone: {name} takes images of {sizes[0]} px, but data.size is {config.data.size}"
-            )
+        check_sizes(name, config.data)
         if weights not in ("", "imagenet", "none") and not Path(weights).is_file():
             raise InputError(f"space.backbone: no weights file at {weights} (of {name})")
         if weights not in ("", "none") and not BACKBONES[name].torchvision:
