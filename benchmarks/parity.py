@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 import tyro
 
 from data.cache import open_cache
 from data.cli import run
 from data.errors import InputError
-from data.model_file import INPUT_NAME, LOGIT_NAME
 from data.scores import read_scores
 from data.voc import default_devkit, read_voc
 from eval.metrics import average_precision, mean_average_precision
+from train import checkpoint
 from train.config import TrainConfig
+from train.config_files import read_config
 from train.evaluation import predict
+from train.onnx_session import logits as ort_logits
+from train.onnx_session import open_model
 from train.publish import load_best, newest_run
-
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,13 @@ def main(arguments: list[str]) -> int:
         return 0
     labels = read_voc(options.data or default_devkit(), options.split)
     model, state = load_best(folder)
+    config = read_config(folder / checkpoint.CONFIG, TrainConfig())
     pixels = open_cache(labels, state["size"], TrainConfig().data.cache).pixels
     rows = np.arange(len(labels))
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    batches = [np.ascontiguousarray(pixels[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
     row_of = {image_id: row for row, image_id in enumerate(served.image_ids)}
     logits = {
-        "torch": predict(model.eval(), pixels, rows, torch.device("cpu")),
-        "onnxruntime": np.concatenate(
-            [session.run([LOGIT_NAME], {INPUT_NAME: batch})[0] for batch in batches]
-        ),
+        "torch": predict(model.eval(), pixels, rows, torch.device("cpu"), flip=config.flip_test),
+        "onnxruntime": ort_logits(open_model(file), pixels),
         "grpc": served.logit[[row_of[image_id] for image_id in labels.image_ids]],
     }
     for (a, first), (b, second) in itertools.combinations(logits.items(), 2):

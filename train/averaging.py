@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
-from eval.metrics import average_precision, mean_average_precision
+from eval.metrics import mean_average_precision
 from train import checkpoint
 from train.config import TrainConfig
 from train.config_files import flatten, read_config, to_dict
@@ -122,10 +122,7 @@ def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _selection_map(model: nn.Module, weights: dict[str, Tensor], examples: Examples, flip: bool) -> float:
     model.load_state_dict(weights)
-    labels, index = examples.labels, examples.selection
-    logit = selection_logits(model, examples, flip)
-    ids = [labels.image_ids[i] for i in index]
-    return mean_average_precision(average_precision(logit, labels.target[index], labels.mask[index], ids))[0]
+    return mean_average_precision(examples.selection_ap(selection_logits(model, examples, flip)))[0]
 
 
 def _write(soup: Soup, out: Path, first: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:

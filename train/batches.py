@@ -111,7 +111,12 @@ class Batches:
 
     def images(self, epoch: int, step: int) -> npt.NDArray[np.int64]:
         """int64[batch_size]: the global batch of that step (from 0) of that epoch (from 1), as rows of `pixels`."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.index)
+        return self._batch(self._order(epoch), step)
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.index)
+
+    def _batch(self, order: npt.NDArray[np.int64], step: int) -> npt.NDArray[np.int64]:
         return order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -148,11 +153,11 @@ class Batches:
             thread.join()
 
     def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.index)
+        order = self._order(epoch)
         share = self.batch_size // self.world
         first = self.rank * share
         for step in range(start, self.steps):
-            images = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self._batch(order, step)
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (epoch - 1) * self.steps + step)
             draws = augment.draw(self.change, self.batch_size, generator)
             own = torch.arange(first, first + share)

@@ -18,16 +18,14 @@ import numpy as np
 
 from data.errors import InputError
 from data.model_file import INPUT_NAME, LOGIT_NAME, ModelInfo
-from eval.metrics import average_precision, mean_average_precision
+from eval.metrics import mean_average_precision
 from train.examples import Examples
 from train.golden import add_golden
+from train.onnx_session import Pixels, logits, open_model
 from train.publish import Exported, note_on_run, sha256
 from train.quantize import (
     Graph,
-    Pixels,
-    logits,
     measure_ranges,
-    open_model,
     sensitivity,
     set_calibration,
     to_float16,
@@ -110,12 +108,11 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
     graph = Graph(onnx.load(exported.path))
     pixels, index = examples.cache.pixels, examples.selection
     target, mask = examples.labels.target[index], examples.labels.mask[index]
-    ids = [examples.labels.image_ids[row] for row in index]
     selection = np.ascontiguousarray(pixels[index])
 
     def judge(proto: Any) -> tuple[Any, float]:
         logit = logits(open_model(proto), selection)
-        return logit, mean_average_precision(average_precision(logit, target, mask, ids))[0]
+        return logit, mean_average_precision(examples.selection_ap(logit))[0]
 
     path.unlink(missing_ok=True)
     _, before = judge(graph.proto)
@@ -127,7 +124,7 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
         best = _search_int8(graph, _calibration_images(examples), before, judge)
     if not before - best.map <= LIMIT:
         raise GateError(
-            f"{precision} ranks too badly: mAP on the {len(ids)} images of the selection part is {before:.4f} in "
+            f"{precision} ranks too badly: mAP on the {len(index)} images of the selection part is {before:.4f} in "
             f"float32 and {best.map:.4f} in {precision}, a fall of {before - best.map:.4f} where at most {LIMIT} "
             f"is allowed; no {path.name} was written, serve {exported.path}"
         )
@@ -138,7 +135,7 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
         "map_float32": round(before, 6),
         "map": round(best.map, 6),
         "limit": LIMIT,
-        "images": len(ids),
+        "images": len(index),
         "images_per_second_float32": round(slow, 1),
         "images_per_second": round(fast, 1),
         "nodes_left_in_float32": len(best.left),
@@ -165,7 +162,7 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
         partial.unlink(missing_ok=True)
     tags = {CHEAPER_HASH_TAGS[precision]: sha256(path), f"model.{precision}.gate": json.dumps(gate)}
     note = note_on_run(info.run_id, tags, {f"map_{precision}": best.map})
-    return Cheaper(path, info, fit, best, len(ids), note)
+    return Cheaper(path, info, fit, best, len(index), note)
 
 
 def cheaper_path(path: Path, precision: Cheap) -> Path:

@@ -12,6 +12,7 @@ from data.errors import InputError
 from data.labels import LabelSet
 from data.split import stratified_split
 from data.voc import default_devkit, read_voc
+from eval.metrics import average_precision
 from train.config import DataConfig
 
 
@@ -35,6 +36,12 @@ class Examples:
         valid = self.labels.mask[self.train].sum(axis=0)
         positives = (self.labels.target * self.labels.mask)[self.train].sum(axis=0)
         return np.asarray(positives / np.maximum(valid, 1), dtype=np.float64)
+
+    def selection_ap(self, logit: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """float64[C]: AP (VOC 2010) of logits float32[n, C] of the selection part, NaN without a positive."""
+        labels, index = self.labels, self.selection
+        ids = [labels.image_ids[i] for i in index]
+        return average_precision(logit, labels.target[index], labels.mask[index], ids)
 
 
 def read_labels(config: DataConfig) -> LabelSet:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data.golden import golden_image
-from data.model_file import INPUT_NAME, LOGIT_NAME, ModelInfo
+from data.model_file import ModelInfo
+from train.onnx_session import logits, open_model
 
 SEED = 1
 # ONNX Runtime's own kernels differ from CPU to CPU and from a CPU to a GPU by up to about 1e-4 in float32.
@@ -23,13 +24,10 @@ def add_golden(path: Path, tolerance: float = TOLERANCE) -> ModelInfo:
         The metadata as it is in the file now.
     """
     import onnx
-    import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_model(path)
     info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-    logit = session.run([LOGIT_NAME], {INPUT_NAME: golden_image(info.size, SEED)[None]})[0][0]
+    (logit,) = logits(session, golden_image(info.size, SEED)[None])
     info = replace(
         info,
         golden_seed=SEED,

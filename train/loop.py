@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from accelerate.utils import gather_object
 from data.errors import InputError
 from data.image import fingerprint
 from data.progress import ProgressBar
-from eval.metrics import average_precision, mean_average_precision
+from eval.metrics import mean_average_precision
 from train import checkpoint
 from train.batches import Batches
 from train.config import TrainConfig
@@ -206,8 +207,10 @@ class _Run:
                 self.accelerator.wait_for_everyone()
                 if config.schedule.patience and number - progress.best_epoch >= config.schedule.patience:
                     break
-                if number < config.schedule.epochs and (received := self._agree(interrupts.received)):
-                    self._leave(received)
+                if number < config.schedule.epochs:
+                    (received,) = self._largest(interrupts.received)
+                    if received:
+                        self._leave(received)
             return self._result()
 
     def _epoch(self, number: int, interrupts: Interrupts) -> dict[str, float]:
@@ -217,28 +220,28 @@ class _Run:
         seconds_before, start = progress.seconds, time.monotonic()
         self.stepper.train_mode()
         bar = ProgressBar(f"epoch {number}/{config.schedule.epochs}", steps * size)
-        waiting: tuple[int, Stepped] | None = None
+        # A GPU would be waited for: there a loss is looked at one step later.
+        waiting: deque[tuple[int, Stepped]] = deque()
+        late = 0 if accelerator.device.type == "cpu" else 1
+
+        def settle(leave_out: int) -> None:
+            while len(waiting) > leave_out:
+                self._take(number, *waiting.popleft(), bar)
+
         with bar if accelerator.is_main_process else _nothing():
             bar.advance(progress.step * size)
             for batch in self.batches.epoch(number, progress.step):
                 stepped = self.stepper.step(batch, (number - 1) * steps + batch.step)
-                if waiting:
-                    self._take(number, *waiting, bar)
-                waiting = (batch.step, stepped)
-                if accelerator.device.type == "cpu":  # a GPU would be waited for: there, one step later
-                    self._take(number, *waiting, bar)
-                    waiting = None
+                waiting.append((batch.step, stepped))
+                settle(late)
                 received, due = self._asked(batch.step, interrupts)
                 if (received or due) and batch.step + 1 < steps:
-                    if waiting:
-                        self._take(number, *waiting, bar)
-                        waiting = None
+                    settle(0)
                     progress.seconds = seconds_before + time.monotonic() - start
                     self._save()
                     if received:
                         self._leave(received)
-            if waiting:
-                self._take(number, *waiting, bar)
+            settle(0)
         seconds = seconds_before + time.monotonic() - start
         ap = self._evaluate()
         mean, _ = mean_average_precision(ap)
@@ -278,17 +281,16 @@ class _Run:
         if self.accelerator.device.type == "cuda" and (step + 1) % _GPU_ASKS_EVERY:
             return 0, False
         # The main process alone decides when a checkpoint is due: their clocks differ.
-        due = due and self.accelerator.is_main_process
-        both = torch.tensor([float(interrupts.received), float(due)], device=self.accelerator.device)
-        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
-        return int(both[0]), bool(both[1])
+        received, save = self._largest(interrupts.received, int(due and self.accelerator.is_main_process))
+        return received, bool(save)
 
-    def _agree(self, received: int) -> int:
+    def _largest(self, *numbers: int) -> list[int]:
+        """The largest of each number over all processes."""
         if self.accelerator.num_processes == 1:
-            return received
-        largest = torch.tensor(float(received), device=self.accelerator.device)
-        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
-        return int(largest)
+            return list(numbers)
+        shared = torch.tensor(numbers, dtype=torch.float32, device=self.accelerator.device)
+        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+        return [int(number) for number in shared]
 
     def _leave(self, received: int) -> None:
         """End the run here; it was saved."""
@@ -314,8 +316,7 @@ class _Run:
         all_logits = np.empty((len(labels), len(labels.classes)), dtype=np.float32)
         for rows, values in parts:
             all_logits[rows] = values
-        ids = [labels.image_ids[i] for i in index]
-        return average_precision(all_logits[index], labels.target[index], labels.mask[index], ids)
+        return self.examples.selection_ap(all_logits[index])
 
     def _save(self) -> None:
         """Write the checkpoint, the history and the environment (main process only)."""

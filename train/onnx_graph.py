@@ -20,6 +20,7 @@ from data.errors import InputError
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
 from train import augment
 from train.golden import add_golden
+from train.onnx_session import open_model
 
 PARITY_BATCHES = (1, 2, 32)
 PARITY_LIMIT = 1e-4
@@ -120,11 +121,7 @@ def export_onnx(classifier: nn.Module, info: ModelInfo, images: npt.NDArray[np.u
 @torch.no_grad()
 def check_parity(model: nn.Module, path: Path, images: npt.NDArray[np.uint8]) -> Parity:
     """Compare torch and ONNX Runtime on `images`, uint8[at least 32, S, S, 3], at each of the gate's batch sizes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = open_model(path)
     worst, outputs = 0.0, []
     for batch in PARITY_BATCHES:
         if len(images) < batch:

@@ -19,15 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+from train.onnx_session import Floats, Pixels, logits, open_model
 
 Ranges = Mapping[str, tuple[float, float]]
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 LINEAR = ("Conv", "Gemm", "MatMul")
 # What ONNX Runtime's CPU kernels compute in int8 between two of those; anything else stays in float32.
 _CHEAP = (*LINEAR, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu")
-_BATCH = 16
 # Values kept of each tensor and image: 256 images and the 100 tensors of a mobilenet_v2 take 0.8 GB.
 _SAMPLE = 8192
 # Of those, how many the choice of a range looks at.
@@ -90,25 +88,6 @@ class Graph:
         """Names of the nodes whose sensitivity is worth knowing: clips and pools follow what stands before them."""
         kinds = {node.name: node.op_type for node in self.proto.graph.node}
         return [name for name in self.body if kinds[name] in (*LINEAR, "Add", "Mul")]
-
-
-def open_model(model: Any, threads: int = 0) -> Any:
-    """A session on the CPU for a model proto or the path of a model file; threads 0: one a core."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # Spinning threads take the cores from whatever else runs, and from each other.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def logits(session: Any, images: Pixels) -> Floats:
-    """Score uint8[N, S, S, 3] -> logit float32[N, C]."""
-    batches = (np.ascontiguousarray(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH))
-    return np.concatenate([session.run([LOGIT_NAME], {INPUT_NAME: batch})[0] for batch in batches])
 
 
 def measure_ranges(graph: Graph, images: Pixels) -> dict[str, Ranges]:

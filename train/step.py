@@ -14,7 +14,7 @@ from train.depthwise import speed_up_depthwise
 from train.ema import ExponentialMovingAverage
 from train.freezing import freeze
 from train.heads import make_model
-from train.losses import make_loss
+from train.losses import divisor, make_loss
 from train.noise import noise_of
 from train.optimization import parameter_groups
 from train.schedule import ADAM_MOMENTUM, learning_rate_factor, momentum
@@ -28,11 +28,6 @@ class Stepped(NamedTuple):
 
     loss: Tensor
     weight: Tensor
-
-
-def divisor(weight: Tensor) -> Tensor:
-    """The weight to divide by: 1 where nothing counts, so that the loss is 0 there."""
-    return torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 class Stepper:
@@ -78,6 +73,7 @@ class Stepper:
         )
         if config.compile:
             model.compile()
+        self.bare = model  # what `self.model` wraps where there are several processes
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     @property
@@ -110,7 +106,7 @@ class Stepper:
         if config.optimizer.clip:
             accelerator.clip_grad_norm_(self.model.parameters(), config.optimizer.clip)
         self.optimizer.step()
-        self.ema.update(accelerator.unwrap_model(self.model), step + 1)
+        self.ema.update(self.bare, step + 1)
         return Stepped(loss, weight)
 
     def _set_rates(self, step: int) -> None:
@@ -176,7 +172,7 @@ class Stepper:
         """What `restore` takes: weights, their average, optimiser, the loss's memory, and the fp16 scale."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "model": self.bare.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "loss": self.loss.state_dict(),
@@ -185,7 +181,7 @@ class Stepper:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.bare.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.loss.load_state_dict(state["loss"])

@@ -13,8 +13,9 @@ from eval.calibration import fit_thresholds
 from train import cheaper, export, quantize
 from train.config import ScheduleConfig, TrainConfig
 from train.loop import fit
+from train.onnx_session import logits, open_model
 from train.publish import Exported, export_run
-from train.quantize import Graph, logits, open_model
+from train.quantize import Graph
 
 PASSES, FAILS = 1.0, -1.0
 

@@ -8,8 +8,8 @@ A masked pair's gradient is exactly 0 in every loss, and all are finite in value
 float32 and under autocast. Which to take, and the derivation of our own: docs/losses.md.
 """
 
-from train.losses.base import Loss, Terms, reduce_terms
+from train.losses.base import Loss, Terms, divisor, reduce_terms
 from train.losses.gather import gather_rows
 from train.losses.registry import LOSSES, LossSpec, make_loss
 
-__all__ = ["LOSSES", "Loss", "LossSpec", "Terms", "gather_rows", "make_loss", "reduce_terms"]
+__all__ = ["LOSSES", "Loss", "LossSpec", "Terms", "divisor", "gather_rows", "make_loss", "reduce_terms"]

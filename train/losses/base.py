@@ -32,7 +32,12 @@ def reduce_terms(terms: Terms, total: Tensor | None = None) -> Tensor:
     """
     if total is None:
         total = terms.weight.sum()
-    return (terms.value * terms.weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    return (terms.value * terms.weight).sum() / divisor(total)
+
+
+def divisor(weight: Tensor) -> Tensor:
+    """The weight to divide by: 1 where nothing counts, so that the loss is 0 there."""
+    return torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 class Loss(nn.Module, ABC):
