@@ -6,6 +6,7 @@ from data.errors import unknown
 from train.config import (
     AugmentConfig,
     DataConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -50,7 +51,8 @@ def best() -> TrainConfig:
         # The settings were chosen with 15 % held out; so little is enough for the calibration alone.
         data=DataConfig(size=384, train_size=288, selection=0.05),
         model=ModelConfig(head="csra", csra_lambda=0.2, frozen_blocks=3),
-        schedule=ScheduleConfig(epochs=8, keep="last"),
+        loss=LossConfig(name="asl"),
+        schedule=ScheduleConfig(epochs=16, keep="last"),
         flip_test=True,
     )
 
