@@ -1,5 +1,6 @@
 """The servicer of tailacc.v1.Scoring: messages to the domain and back, nothing else."""
 
+import json
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -157,6 +158,7 @@ def _describe(model: ServedModel, limits: Limits) -> Any:
         description=info.name,
         precision_thresholds=info.precision_thresholds,
         wished_precision=info.wished_precision,
+        gate=json.dumps(info.gate) if info.gate else "",
     )
 
 
