@@ -31,7 +31,7 @@ class Gate:
         map_float32, map: mAP (VOC 2010) there, of both, by ONNX Runtime on the CPU.
         limit: how far it may fall.
         images_per_second_float32, images_per_second: of both, turn and turn about on the export's machine.
-        bytes_float32, bytes: size of both graphs, their metadata apart.
+        bytes_float32, bytes: size of both files, to a kilobyte.
         layers: how many could be made cheaper.
         layers_left: how many of them stay in float32.
     """

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,13 +7,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from data.errors import InputError
-from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, Gate, ModelInfo
 from eval.calibration import fit_thresholds
 from train import cheaper, export, quantize
-from train.config import ScheduleConfig, TrainConfig
+from train.config import ModelConfig, ScheduleConfig, TrainConfig
+from train.heads import make_model
 from train.loop import fit
+from train.onnx_graph import export_onnx
 from train.onnx_session import logits, open_model
 from train.publish import Exported, export_run
 from train.quantize import Graph
@@ -55,7 +62,13 @@ def test_export_cheaper__is_calibrated_anew_and_says_what_it_is(
     info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m")
     assert info == made.info
     assert info.precision == {"int8": "int8", "fp16": "float16"}[precision]
-    assert info.gate["images"] == len(exported.examples.selection)
+    gate = Gate(**info.gate)
+    assert gate == made.gate
+    assert (gate.precision, gate.images) == (info.precision, len(exported.examples.selection))
+    assert gate.float32_hash == hashlib.sha256(exported.path.read_bytes()).hexdigest()
+    assert gate.bytes_float32 == exported.path.stat().st_size
+    assert abs(gate.bytes - made.path.stat().st_size) < 2000
+    assert 0 == gate.layers_left < gate.layers
     # The interface is that of the float32 file, and the scores are the new calibration of its own logits.
     assert [(i.name, i.type) for i in session.get_inputs()] == [(INPUT_NAME, "tensor(uint8)")]
     assert [o.type for o in session.get_outputs()] == ["tensor(float)"] * 2
@@ -72,6 +85,8 @@ def test_export_cheaper__is_calibrated_anew_and_says_what_it_is(
     kinds = {item.data_type for item in onnx.load(made.path).graph.initializer}
     assert onnx.TensorProto.DataType.Value(kind) in kinds
     assert {path.name for path in exported.path.parent.glob("m.*")} == {"m.onnx", f"m.{precision}.onnx"}
+    said = "\n".join(cheaper.describe_cheaper(made))
+    assert ("On a CPU it brings nothing but a smaller file" in said) == (precision == "fp16")
 
 
 def test_export_cheaper__below_the_gate_nothing_is_written_and_an_older_copy_goes(
@@ -110,22 +125,37 @@ def test_search_int8__leaves_ever_more_nodes_until_the_gate_opens(exported: Expo
 
     found = cheaper._search_int8(graph, images, 0.9, judge)
     assert len(found.left) == 1
-    assert found.left[0] in graph.searched()
+    assert found.left[0] in graph.layers
     assert seen[1] < seen[0]
     # Where it never opens, the best that was seen comes back, for the message.
     worst = cheaper._search_int8(graph, images, 0.9, lambda proto: (None, 0.1))
     assert (worst.map, worst.left) == (0.1, ())
 
 
+@given(st.integers(1, 80), st.integers(0, 100))
+def test_fewest__is_the_smallest_count_that_passes(most: int, needed: int) -> None:
+    asked: list[int] = []
+
+    def passes(count: int) -> bool:
+        asked.append(count)
+        return count >= needed
+
+    assert cheaper.fewest(passes, most) == (needed if needed <= most else None)
+    assert len(asked) == len(set(asked)) <= 2 + 2 * most.bit_length()
+    assert max(asked) <= most
+
+
 def test_sensitivity__the_node_with_the_ruined_range_comes_first(exported: Exported) -> None:
     graph = Graph(onnx.load(exported.path))
     images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
     ranges = dict(quantize.measure_ranges(graph, images)["minmax"])
-    victim = graph.searched()[-1]
-    (output,) = next(node for node in graph.proto.graph.node if node.name == victim).output
+    victim = graph.layers[-1]
+    (output,) = next(node for node in graph.proto.graph.node if node.name == victim[0]).output
     ranges[output] = (0.0, 1e-3)  # clips nearly all of it
     reference = logits(open_model(graph.proto), images)
-    assert quantize.sensitivity(graph, ranges, images, reference)[0] == victim
+    found = quantize.sensitivity(graph, ranges, images, reference)
+    assert set(found) == set(graph.layers)
+    assert next(iter(found)) == victim
 
 
 def test_graph__body_is_floating_and_ends_before_the_last_linear(exported: Exported) -> None:
@@ -138,6 +168,25 @@ def test_graph__body_is_floating_and_ends_before_the_last_linear(exported: Expor
         output for node in graph.proto.graph.node for output in node.output if "Sigmoid" in node.op_type
     }
     assert not any(produced_late.intersection(nodes[name].output) for name in graph.body)
+
+
+def test_graph__a_layer_is_a_node_of_the_image_and_the_same_of_its_mirror_image(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(backbone="tiny_resnet", weights="none"), 3, 32)
+    nn.init.normal_(model.head.linear.weight)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+    graphs = []
+    for flip in (False, True):
+        info = ModelInfo("m", ("a", "b", "c"), 32, "p", (1.0,) * 3, (0.0,) * 3, (0.5,) * 3, flip=flip)
+        export_onnx(model, info, pixels, tmp_path / "m.onnx")
+        graphs.append(Graph(onnx.load(tmp_path / "m.onnx")))
+    plain, flipped = graphs
+    assert {len(layer) for layer in plain.layers} == {1}
+    assert {len(layer) for layer in flipped.layers} == {2}
+    assert len(plain.layers) == len(flipped.layers)
+    assert not any(node.op_type == "BatchNormalization" for node in flipped.proto.graph.node)
+    first = logits(open_model(tmp_path / "m.onnx"), pixels)
+    np.testing.assert_allclose(logits(open_model(flipped.proto), pixels), first, atol=1e-4)
 
 
 def test_least_error__narrows_a_range_that_few_values_reach() -> None:
