@@ -65,8 +65,7 @@ def main(arguments: list[str]) -> int:
         print(f"nothing to compare: {error}")
         return 0
     labels = read_voc(options.data or default_devkit(), options.split)
-    model, state = load_best(folder)
-    config = read_config(folder / checkpoint.CONFIG, TrainConfig())
+    model, state, config = load_best(folder)
     pixels = open_cache(labels, state["size"], TrainConfig().data.cache).pixels
     rows = np.arange(len(labels))
     row_of = {image_id: row for row, image_id in enumerate(served.image_ids)}
