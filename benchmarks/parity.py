@@ -22,9 +22,7 @@ from data.errors import InputError
 from data.scores import read_scores
 from data.voc import default_devkit, read_voc
 from eval.metrics import average_precision, mean_average_precision
-from train import checkpoint
 from train.config import TrainConfig
-from train.config_files import read_config
 from train.evaluation import predict
 from train.onnx_session import logits as ort_logits
 from train.onnx_session import open_model
