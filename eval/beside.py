@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich.console import Console
+
 from data.model_file import Gate
 from data.scores import Scores
 from eval.comparison import Comparison, comparison_json, verdict
@@ -121,6 +123,17 @@ def foreign_note(shown: Beside | None) -> list[str]:
         f"is not {shown.gate.float32_hash[:16]}...; in the table of both, the rows on the selection part and below are "
         "of that file"
     ]
+
+
+def print_beside(shown: Beside, console: Console) -> None:
+    """Print both models, one line a fact."""
+    lines = [
+        f"both: {name}: {shown.a} {a}, {shown.b} {b}" + (f", {gap}" if gap else "")
+        for name, a, b, gap in shown.rows()
+    ]
+    for line in [*lines, shown.sentence()]:
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def model_title(metadata: Mapping[str, str], source: str) -> str:

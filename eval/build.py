@@ -18,7 +18,7 @@ from rich.console import Console
 from data.errors import InputError
 from data.labels import LabelSet
 from data.scores import Scores, read_scores
-from eval.beside import Beside, beside, foreign_note, model_title
+from eval.beside import Beside, beside, foreign_note, model_title, print_beside
 from eval.comparison import compare_scores
 from eval.explorer import write_explorer
 from eval.feedback import feed_back, find_run
@@ -28,7 +28,7 @@ from eval.judge import Judgement, judge, to_json
 from eval.options import ReportConfig
 from eval.page import render
 from eval.ranking import Floats
-from eval.table import print_beside, print_table
+from eval.table import print_table
 from train.tracking import open_store
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def _write(
         from eval.paper import write_pdf
 
         write_pdf(folder / PAPER, joined, judgement, facts, shown)
-    beside = ((EXPLORER, "Tail explorer"), (PAPER, "PDF"))
-    links = [(name, title) for name, title in beside if (folder / name).exists()]
+    others = ((EXPLORER, "Tail explorer"), (PAPER, "PDF"))
+    links = [(name, title) for name, title in others if (folder / name).exists()]
     page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed), links, shown)
     (folder / PAGE).write_text(page, encoding="utf-8")
     return notes

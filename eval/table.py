@@ -1,7 +1,6 @@
 """The report's table for a terminal."""
 
 import math
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -9,9 +8,6 @@ from rich.table import Table
 
 from eval.confusion import Confusion
 from eval.judge import Judgement, Means
-
-if TYPE_CHECKING:
-    from eval.beside import Beside
 
 
 def percent(value: float) -> str:
@@ -97,17 +93,6 @@ def _add_means(table: Table, means: Means, what: str) -> None:
         percent(means.always_no),
         style="bold",
     )
-
-
-def print_beside(beside: "Beside", console: Console) -> None:
-    """Print the judged model beside the other, one line a fact."""
-    lines = [
-        f"both: {name}: {beside.a} {a}, {beside.b} {b}" + (f", {gap}" if gap else "")
-        for name, a, b, gap in beside.rows()
-    ]
-    for line in [*lines, beside.sentence()]:
-        if line:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def f1_sentence(means: Means) -> str:

@@ -39,7 +39,7 @@ Cheap = Literal["int8", "fp16"]
 PRECISIONS: dict[Cheap, str] = {"int8": "int8", "fp16": "float16"}
 LIMIT = 0.003
 # Images of the training part that the ranges are measured on, and of those, that errors are compared on.
-CALIBRATION_IMAGES, PROBE_IMAGES = 256, 32
+CALIBRATION_IMAGES, PROBE_IMAGES = 256, 16
 _SEED = 0
 # Wider than float32's: where a sum differs in its last bit, a value may round to its neighbour. Chosen, not measured
 # on a second kind of CPU; the logits of a trained model span tens.
