@@ -29,7 +29,9 @@ class Gate:
         float32_hash: SHA-256 of the float32 model file that it was made from.
         images: of the selection part.
         map_float32, map: mAP (VOC 2010) there, of both, by ONNX Runtime on the CPU.
-        limit: how far it may fall.
+        frequent: how many classes have ten positives or more there.
+        frequent_map_float32, frequent_map: mAP over those, of both; 0 where there is none.
+        limit: how far each may fall.
         images_per_second_float32, images_per_second: of both, turn and turn about on the export's machine.
         bytes_float32, bytes: size of both files, to a kilobyte.
         layers: how many could be made cheaper.
@@ -41,6 +43,9 @@ class Gate:
     images: int
     map_float32: float
     map: float
+    frequent: int
+    frequent_map_float32: float
+    frequent_map: float
     limit: float
     images_per_second_float32: float
     images_per_second: float

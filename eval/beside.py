@@ -59,6 +59,12 @@ class Beside:
                     f"{_points(-gate.fall)} (at least {_points(-gate.limit)})",
                 ),
                 (
+                    f"the same over its {gate.frequent} frequent classes",
+                    percent(gate.frequent_map),
+                    percent(gate.frequent_map_float32),
+                    f"{_points(gate.frequent_map - gate.frequent_map_float32)} (at least {_points(-gate.limit)})",
+                ),
+                (
                     "images/s, at the export",
                     f"{gate.images_per_second:.0f}",
                     f"{gate.images_per_second_float32:.0f}",

@@ -3,7 +3,13 @@
 The mAP (VOC 2010) of both on the selection part is taken from ONNX Runtime itself, which is what the server runs.
 Everything else is chosen on images of the training part: how the ranges are found, and the order in which layers
 go back to float32. The selection part is asked for none of them, then for 1, 2, 4 ... until one passes, and then
-in between for the fewest that do. Calibration and thresholds are then fitted anew, to the cheaper model's own logits.
+in between for the fewest that do.
+
+The fall must be small over all classes and over those with ten positives or more there: where many are rare, the
+chance of single images hides a real loss. (A mobilenet_v2 in int8 lost 0.3 points on the 258 images of its selection
+part, which showed 14 classes next to never, and 2.1 on 500 others over the six frequent ones.)
+
+Calibration and thresholds are then fitted anew, to the cheaper model's own logits.
 """
 
 import dataclasses
@@ -38,6 +44,8 @@ from train.tracking import CHEAPER_HASH_TAGS
 Cheap = Literal["int8", "fp16"]
 PRECISIONS: dict[Cheap, str] = {"int8": "int8", "fp16": "float16"}
 LIMIT = 0.003
+# Positives in the selection part from which a class counts as frequent, as in the report's warning.
+FREQUENT = 10
 # Images of the training part that the ranges are measured on, and of those, that errors are compared on.
 CALIBRATION_IMAGES, PROBE_IMAGES = 256, 16
 _SEED = 0
@@ -51,22 +59,42 @@ class GateError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What a model is worth on the n images of the selection part.
+
+    Attributes:
+        logit: float32[n, C].
+        map: mAP (VOC 2010) over the classes with a positive.
+        frequent: over those with ten or more; NaN where there is none.
+    """
+
+    logit: Any
+    map: float
+    frequent: float
+
+    def fall(self, other: "Judged") -> float:
+        """How far `other` is below: the larger of both falls."""
+        return float(np.nanmax([self.map - other.map, self.frequent - other.frequent]))
+
+
+Judge = Callable[[Any], Judged]
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A cheaper model before the gate.
 
     Attributes:
         proto: the model.
         ranges: how those of the activations were found, "" for float16.
-        left: the layers that stay in float32, each the names of its nodes.
-        map: mAP (VOC 2010) on the selection part.
-        logit: float32[n, C] there.
+        left: the layers that stay in float32, as in `Graph.layers`.
+        judged: what it is worth.
     """
 
     proto: Any
     ranges: str
     left: tuple[tuple[str, ...], ...]
-    map: float
-    logit: Any
+    judged: Judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,34 +139,41 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
     target, mask = examples.labels.target[index], examples.labels.mask[index]
     selection = np.ascontiguousarray(pixels[index])
 
-    def judge(proto: Any) -> tuple[Any, float]:
+    frequent = (target * mask).sum(axis=0) >= FREQUENT
+
+    def judge(proto: Any) -> Judged:
         logit = logits(open_model(proto), selection)
-        return logit, mean_average_precision(examples.selection_ap(logit))[0]
+        ap = examples.selection_ap(logit)
+        return Judged(logit, *(mean_average_precision(part)[0] for part in (ap, ap[frequent])))
 
     path.unlink(missing_ok=True)
-    _, before = judge(original)
+    before = judge(original)
     if precision == "fp16":
         proto = to_float16(graph)
-        logit, value = judge(proto)
-        best = Candidate(proto, "", (), value, logit)
+        best = Candidate(proto, "", (), judge(proto))
     else:
         best = _search_int8(graph, _calibration_images(examples), before, judge)
-    if not before - best.map <= LIMIT:
+    after = best.judged
+    if not before.fall(after) <= LIMIT:
         tried = f" ({len(best.left)} of {len(graph.layers)} layers left in float32: the best of those tried)"
         raise GateError(
-            f"{precision} ranks too badly: mAP on the {len(index)} images of the selection part is {before:.4f} in "
-            f"float32 and {best.map:.4f} in {precision}, a fall of {before - best.map:.4f} where at most {LIMIT} "
-            f"is allowed{tried if best.left else ''}; no {path.name} was written, serve {exported.path}"
+            f"{precision} ranks too badly: mAP on the {len(index)} images of the selection part is {before.map:.4f} in "
+            f"float32 and {after.map:.4f} in {precision}, over its {frequent.sum()} classes with {FREQUENT} positives "
+            f"or more {before.frequent:.4f} and {after.frequent:.4f}, a fall of {before.fall(after):.4f} where at most "
+            f"{LIMIT} is allowed{tried if best.left else ''}; no {path.name} was written, serve {exported.path}"
         )
-    fit = fit_on_selection(best.logit, target, mask, calibration, exported.info.wished_precision)
+    fit = fit_on_selection(after.logit, target, mask, calibration, exported.info.wished_precision)
     set_calibration(best.proto, fit.calibration.scale, fit.calibration.bias)
     slow, fast = _images_per_second(original, best.proto, selection)
     gate = Gate(
         precision=PRECISIONS[precision],
         float32_hash=sha256(exported.path),
         images=len(index),
-        map_float32=round(before, 6),
-        map=round(best.map, 6),
+        map_float32=round(before.map, 6),
+        map=round(after.map, 6),
+        frequent=int(frequent.sum()),
+        frequent_map_float32=round(before.frequent, 6) if frequent.any() else 0.0,
+        frequent_map=round(after.frequent, 6) if frequent.any() else 0.0,
         limit=LIMIT,
         images_per_second_float32=round(slow, 1),
         images_per_second=round(fast, 1),
@@ -168,7 +203,7 @@ def export_cheaper(exported: Exported, precision: Cheap, calibration: Calibratio
     finally:
         partial.unlink(missing_ok=True)
     tags = {CHEAPER_HASH_TAGS[precision]: sha256(path), f"model.{precision}.gate": gate.to_json()}
-    note = note_on_run(info.run_id, tags, {f"map_{precision}": best.map})
+    note = note_on_run(info.run_id, tags, {f"map_{precision}": after.map})
     return Cheaper(path, info, fit, best, gate, note)
 
 
@@ -180,12 +215,13 @@ def cheaper_path(path: Path, precision: Cheap) -> Path:
 def describe_cheaper(cheaper: Cheaper) -> list[str]:
     """What was written and what the gate saw, as lines for the terminal."""
     gate, best = cheaper.gate, cheaper.candidate
-    left = f"; in float32 stay {', '.join(' and '.join(layer) for layer in best.left)}" if best.left else ""
+    left = f"; in float32 stay {', '.join(layer[0] for layer in best.left)}" if best.left else ""
     ranges = f", ranges by {best.ranges}" if best.ranges else ""
     lines = [
         f"cheaper    {cheaper.path}  ({gate.bytes / 1e6:.1f} MB, float32 {gate.bytes_float32 / 1e6:.1f} MB)",
         f"gate       mAP on the {gate.images} images of the selection part: {gate.map:.4f}, float32 "
-        f"{gate.map_float32:.4f}, a fall of {gate.fall:.4f}: passed (at most {gate.limit})",
+        f"{gate.map_float32:.4f}; over its {gate.frequent} frequent classes {gate.frequent_map:.4f}, float32 "
+        f"{gate.frequent_map_float32:.4f}: passed (each may fall by {gate.limit})",
         f"speed      {gate.images_per_second:.0f} images/s, float32 {gate.images_per_second_float32:.0f}, "
         "measured roughly: this CPU, all cores, batches of 16",
         f"layers     {gate.layers - gate.layers_left} of {gate.layers} in {gate.precision}{ranges}{left}",
@@ -205,7 +241,7 @@ def _calibration_images(examples: Examples) -> Pixels:
     return np.ascontiguousarray(examples.cache.pixels[np.sort(rows)])
 
 
-def _search_int8(graph: Graph, images: Pixels, before: float, judge: Any) -> Candidate:
+def _search_int8(graph: Graph, images: Pixels, before: Judged, judge: Judge) -> Candidate:
     """The candidate within the gate that leaves the fewest layers in float32; the best one where none is."""
     probe = images[:: max(1, len(images) // PROBE_IMAGES)][:PROBE_IMAGES]
     reference = logits(open_model(graph.proto), probe)
@@ -225,12 +261,11 @@ def _search_int8(graph: Graph, images: Pixels, before: float, judge: Any) -> Can
         left = tuple(order[:count])
         away = {name for layer in left for name in layer}
         proto = to_int8(graph, ranges, [name for name in graph.body if name not in away])
-        logit, value = judge(proto)
-        tried[count] = Candidate(proto, method, left, value, logit)
-        return bool(before - value <= LIMIT)
+        tried[count] = Candidate(proto, method, left, judge(proto))
+        return before.fall(tried[count].judged) <= LIMIT
 
     count = fewest(passes, max(1, len(graph.layers) // 2))
-    return tried[count] if count is not None else max(tried.values(), key=lambda candidate: candidate.map)
+    return tried[count] if count is not None else min(tried.values(), key=lambda c: before.fall(c.judged))
 
 
 def fewest(passes: Callable[[int], bool], most: int) -> int | None:

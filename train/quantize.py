@@ -27,6 +27,7 @@ Ranges = Mapping[str, tuple[float, float]]
 LINEAR = ("Conv", "Gemm", "MatMul")
 # What ONNX Runtime's CPU kernels compute in int8 between two of those; anything else stays in float32.
 _CHEAP = (*LINEAR, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu")
+_ACTIVATIONS = ("Clip", "Relu")
 # Values kept of each tensor and image: 256 images and the 100 tensors of a mobilenet_v2 take 0.8 GB.
 _SAMPLE = 8192
 # Of those, how many the choice of a range looks at.
@@ -40,8 +41,9 @@ class Graph:
     Attributes:
         proto: the float32 model with its batch normalisations folded; never changed.
         body: names of the nodes that may be quantised, in topological order.
-        layers: of the body, what is worth searching: clips and pools follow what stands before them. Each is the
-            name of a node, or of several that do the same with the same weights (on an image and its mirror image).
+        layers: of the body, what is worth searching. Each holds the name of a node, then those that do the same with
+            the same weights (on the mirror image), then the activations right after them: one that is quantised behind
+            a node that is not would round what it is about to clip.
         tensors: names of the activations that go in or out of the body.
     """
 
@@ -89,9 +91,19 @@ class Graph:
         self.tensors = [name for name in dict.fromkeys(touched) if name in producer and name not in constants]
 
         past = [node for node in nodes if before[node.name] or linear_of[node.name]]
-        layers = [names for names in _alike(past, constants) if names[0] in inside]
         kinds = {node.name: node.op_type for node in nodes}
-        self.layers = [names for names in layers if kinds[names[0]] in (*LINEAR, "Add", "Mul")]
+        layers = [
+            names
+            for names in _alike(past, constants)
+            if names[0] in inside and kinds[names[0]] in (*LINEAR, "Add", "Mul")
+        ]
+        after_of: dict[str, list[str]] = {}
+        for node in nodes:
+            if node.name in inside and node.op_type in _ACTIVATIONS:
+                after_of.setdefault(producer.get(node.input[0], ""), []).append(node.name)
+        self.layers = [
+            (*names, *(active for name in names for active in after_of.get(name, ()))) for names in layers
+        ]
 
 
 def _alike(nodes: Sequence[Any], constants: set[str]) -> list[tuple[str, ...]]:

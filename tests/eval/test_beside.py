@@ -15,7 +15,9 @@ from data.voc import read_voc
 from eval.metrics import average_precision, mean_average_precision
 from eval.report import main
 
-GATE = Gate("int8", "ab" * 32, 254, 0.8123, 0.8102, 0.003, 30.4, 101.2, 44_700_000, 11_300_000, 28, 2)
+GATE = Gate(
+    "int8", "ab" * 32, 254, 0.8123, 0.8102, 9, 0.9, 0.9004, 0.003, 30.4, 101.2, 44_700_000, 11_300_000, 28, 2
+)
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_report__the_gate_of_a_cheaper_model_is_in_page_json_pdf_and_terminal(
     assert "Both models: int8 beside float32" in page
     cells = (
         "81.02</td><td>81.23</td><td>-0.21 (at least -0.30)",
+        "90.04</td><td>90.00</td><td>+0.04 (at least -0.30)",
         "101</td><td>30</td><td>3.33 times",
         "11.3</td><td>44.7",
     )

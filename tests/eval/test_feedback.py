@@ -41,7 +41,7 @@ def test_write_report__a_cheaper_models_figures_stand_beside_the_first_ones(
 ) -> None:
     path, run_id = served_run(score_csv)
     client().set_tag(run_id, CHEAPER_HASH_TAGS["int8"], "cd" * 32)
-    gate = Gate("int8", "ab" * 32, 9, 0.8, 0.8, 0.003, 1, 2, 4, 1, 3, 0)
+    gate = Gate("int8", "ab" * 32, 9, 0.8, 0.8, 0, 0.0, 0.0, 0.003, 1, 2, 4, 1, 3, 0)
     metadata = {"model_name": "toy int8", "model_hash": "cd" * 32, "gate": gate.to_json()}
     write_scores(path, replace(read_scores(path), metadata=metadata))
     assert find_run(client(), metadata) == (run_id, "")

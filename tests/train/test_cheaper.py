@@ -16,6 +16,7 @@ from data.errors import InputError
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, Gate, ModelInfo
 from eval.calibration import fit_thresholds
 from train import cheaper, export, quantize
+from train.cheaper import Judged
 from train.config import ModelConfig, ScheduleConfig, TrainConfig
 from train.heads import make_model
 from train.loop import fit
@@ -119,17 +120,25 @@ def test_search_int8__leaves_ever_more_nodes_until_the_gate_opens(exported: Expo
     images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
     seen: list[int] = []
 
-    def judge(proto: Any) -> tuple[Any, float]:
+    def judge(proto: Any) -> Judged:
         seen.append(sum(node.op_type == "QuantizeLinear" for node in proto.graph.node))
-        return None, 0.5 if len(seen) < 2 else 0.9
+        return Judged(None, 0.5 if len(seen) < 2 else 0.9, np.nan)
 
-    found = cheaper._search_int8(graph, images, 0.9, judge)
+    before = Judged(None, 0.9, np.nan)
+    found = cheaper._search_int8(graph, images, before, judge)
     assert len(found.left) == 1
     assert found.left[0] in graph.layers
     assert seen[1] < seen[0]
     # Where it never opens, the best that was seen comes back, for the message.
-    worst = cheaper._search_int8(graph, images, 0.9, lambda proto: (None, 0.1))
-    assert (worst.map, worst.left) == (0.1, ())
+    worst = cheaper._search_int8(graph, images, before, lambda proto: Judged(None, 0.1, np.nan))
+    assert (worst.judged.map, worst.left) == (0.1, ())
+
+
+def test_judged__a_loss_over_the_frequent_classes_counts_even_where_rare_ones_gain() -> None:
+    first = Judged(None, 0.5, 0.9)
+    assert first.fall(Judged(None, 0.51, 0.88)) == pytest.approx(0.02)
+    assert first.fall(Judged(None, 0.49, 0.91)) == pytest.approx(0.01)
+    assert Judged(None, 0.5, np.nan).fall(Judged(None, 0.6, np.nan)) == pytest.approx(-0.1)
 
 
 @given(st.integers(1, 80), st.integers(0, 100))
@@ -181,9 +190,15 @@ def test_graph__a_layer_is_a_node_of_the_image_and_the_same_of_its_mirror_image(
         export_onnx(model, info, pixels, tmp_path / "m.onnx")
         graphs.append(Graph(onnx.load(tmp_path / "m.onnx")))
     plain, flipped = graphs
-    assert {len(layer) for layer in plain.layers} == {1}
-    assert {len(layer) for layer in flipped.layers} == {2}
     assert len(plain.layers) == len(flipped.layers)
+    kinds = {node.name: node.op_type for node in flipped.proto.graph.node}
+    for one, two in zip(plain.layers, flipped.layers, strict=True):
+        assert len(two) == 2 * len(one)
+        assert kinds[two[0]] == kinds[two[1]]
+    # A convolution goes back to float32 with what clips its output.
+    activations = {name for name, kind in kinds.items() if kind == "Relu" and name in flipped.body}
+    assert activations
+    assert activations <= {name for layer in flipped.layers for name in layer}
     assert not any(node.op_type == "BatchNormalization" for node in flipped.proto.graph.node)
     first = logits(open_model(tmp_path / "m.onnx"), pixels)
     np.testing.assert_allclose(logits(open_model(flipped.proto), pixels), first, atol=1e-4)
