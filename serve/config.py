@@ -81,7 +81,7 @@ class ServerConfig:
     """on the CPU: how many batches run at once, each on one thread; an image that is alone has them all. 0: as many
     as cores"""
     decode_threads: int = 0
-    """threads that decode images; 0: as many as cores"""
+    """how many images are decoded at once; 0: as many as cores. On the CPU by the threads that run the batches"""
     max_batch: int = 0
     """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA, 4 on the
     CPU"""

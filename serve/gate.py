@@ -13,7 +13,7 @@ from serve.admission import Admission
 from serve.errors import abort
 
 
-class GatedHandlers(grpc.GenericRpcHandler):
+class GatedHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
     """The handlers of one service, of which some are asked only while there is room for one more image.
 
     Whether a message of its size fits is for the handler to find out: here only the headers have come.

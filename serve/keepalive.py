@@ -29,7 +29,7 @@ def server_keepalive() -> Options:
         *_answer_within(_ANSWER_S),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(_LEAST_S * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(_LEAST_S * 1000)),
     ]
 
 

@@ -42,7 +42,7 @@ def test_client__a_server_that_stands_still_loses_its_calls_to_the_other(
     connection = Connection(
         server=",".join(server.address for server in servers),
         call_s=600,
-        connect_s=10,
+        connect_s=3,
         silence_s=1.0,
         give_up_s=600,
     )
@@ -107,5 +107,5 @@ def test_client_keepalive__together_they_are_the_silence(silence_s, ping, answer
     options = dict(keepalive.client_keepalive(silence_s))
     assert options["grpc.keepalive_time_ms"] == ping
     assert options["grpc.keepalive_timeout_ms"] == answer
-    least = dict(keepalive.server_keepalive())["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    least = dict(keepalive.server_keepalive())["grpc.http2.min_ping_interval_without_data_ms"]
     assert ping > least
