@@ -212,3 +212,54 @@ def test_least_error__narrows_a_range_that_few_values_reach() -> None:
         pytest.approx(20),
     )  # the narrowest tried
     assert quantize._least_error(even, (0.0, 1.0), random)[1] > 0.95
+
+
+def test_to_int8__a_layer_left_in_float32_is_computed_with_its_own_weights(tmp_path: Path) -> None:
+    """ONNX Runtime's own optimiser would give it int8 weights, without regard to what they are."""
+    torch.manual_seed(0)
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+            with torch.no_grad():
+                self.middle.weight *= torch.logspace(-2, 1, 8)[:, None, None, None]
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.first(image.permute(0, 3, 1, 2).float() / 255).relu()
+            x = self.last(self.middle(x).clip(0, 6)).relu()
+            logit = self.head(x.mean((2, 3)))
+            return logit, logit.sigmoid()
+
+    path = tmp_path / "between.onnx"
+    torch.onnx.export(
+        Between().eval(),
+        (torch.zeros(2, 16, 16, 3, dtype=torch.uint8),),
+        str(path),
+        input_names=[INPUT_NAME],
+        output_names=[LOGIT_NAME, SCORE_NAME],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    graph = Graph(onnx.load(path))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    ranges = quantize.measure_ranges(graph, images)["minmax"]
+    convolutions = [node.name for node in graph.proto.graph.node if node.op_type == "Conv"]
+    middle = next(names for names in graph.layers if convolutions[1] in names)
+    proto = quantize.to_int8(graph, ranges, [name for name in graph.body if name not in middle])
+
+    import onnxruntime
+
+    def run(**options: Any) -> np.ndarray:
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"], **options
+        )
+        return np.asarray(session.run([LOGIT_NAME], {INPUT_NAME: images})[0])
+
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    written = run(sess_options=plain)
+    np.testing.assert_allclose(logits(open_model(proto), images), written, atol=1e-6)
+    assert np.abs(run() - written).max() > 1e-5, "ONNX Runtime no longer needs to be told"
