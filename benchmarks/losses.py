@@ -169,7 +169,7 @@ class Bench:
         else:
             import torch
 
-            model, _ = load_best(folder)
+            model, _, _ = load_best(folder)
             chosen = selection_logits(model, self.selection)
             device = next(model.parameters()).device
             everything = np.arange(len(self.val.labels), dtype=np.int64)

@@ -22,9 +22,7 @@ from data.errors import InputError
 from data.scores import read_scores
 from data.voc import default_devkit, read_voc
 from eval.metrics import average_precision, mean_average_precision
-from train import checkpoint
 from train.config import TrainConfig
-from train.config_files import read_config
 from train.evaluation import predict
 from train.onnx_session import logits as ort_logits
 from train.onnx_session import open_model
@@ -65,8 +63,7 @@ def main(arguments: list[str]) -> int:
         print(f"nothing to compare: {error}")
         return 0
     labels = read_voc(options.data or default_devkit(), options.split)
-    model, state = load_best(folder)
-    config = read_config(folder / checkpoint.CONFIG, TrainConfig())
+    model, state, config = load_best(folder)
     pixels = open_cache(labels, state["size"], TrainConfig().data.cache).pixels
     rows = np.arange(len(labels))
     row_of = {image_id: row for row, image_id in enumerate(served.image_ids)}

@@ -31,6 +31,7 @@ METADATA_KEYS: tuple[str, ...] = (
     "images_scored",
     "images_failed",
     "thresholds",
+    "gate",
 )
 _PREFIX = "tailacc."
 # The logit given to a probability of exactly 1 or 0 in a plain CSV: beyond every float64 below 1 (36.7)
@@ -48,7 +49,8 @@ class Scores:
         logit: float32[N, C], finite; ranking is on these.
         score: float32[N, C] in [0, 1], the calibrated probability.
         metadata: see `METADATA_KEYS`; whatever the writer knew. `thresholds` is a JSON list of C scores, above
-            which the model shows a label.
+            which the model shows a label; `gate`, where the model is a cheaper one, a
+            `data.model_file.Gate` as JSON.
         failed: image id -> reason, for the images that have no row.
     """
 

@@ -8,6 +8,7 @@ whole or not at all. Then the figures go back to the model's MLflow run, where t
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from rich.console import Console
 from data.errors import InputError
 from data.labels import LabelSet
 from data.scores import Scores, read_scores
+from eval.beside import Beside, beside, foreign_note, model_title, print_beside
+from eval.comparison import compare_scores
 from eval.explorer import write_explorer
 from eval.feedback import feed_back, find_run
 from eval.gallery import random_classes, write_sheets
@@ -54,16 +57,20 @@ def write_report(config: ReportConfig, console: Console | None = None) -> Judgem
     chosen = class_columns(names, joined.classes)
     facts = _facts(scores, labels, config)
     judgement = judge(joined, chosen, config.replicates, config.seed, _thresholds(scores))
+    shown = _beside(scores, labels, names, config)
+    judgement = replace(judgement, notes=(*judgement.notes, *foreign_note(shown)))
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        notes = _write(partial, judgement, scores, facts, config)
+        notes = _write(partial, judgement, scores, facts, shown, config)
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print_table(judgement, console)
+    if shown:
+        print_beside(shown, console)
     for note in notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     there = [out / name for name in (METRICS, PAGE, EXPLORER, PAPER, SHEETS) if (out / name).exists()]
@@ -71,7 +78,8 @@ def write_report(config: ReportConfig, console: Console | None = None) -> Judgem
         console.print(str(path), highlight=False, markup=False, soft_wrap=True)
     if config.feedback:
         files = [path for path in there if path.is_file()]
-        told = _feed_back(judgement, scores, facts.run_id if facts else "", files)
+        precision = shown.gate.precision if shown and shown.gate else ""
+        told = _feed_back(judgement, scores, facts.run_id if facts else "", files, precision)
         console.print(f"MLflow: {told}", highlight=False, markup=False, soft_wrap=True)
     return judgement
 
@@ -83,6 +91,16 @@ def _facts(scores: Scores, labels: LabelSet, config: ReportConfig) -> "Facts | N
     from eval.facts import collect_facts
 
     return collect_facts(scores, labels, config.run)
+
+
+def _beside(scores: Scores, labels: LabelSet, classes: list[str], config: ReportConfig) -> Beside | None:
+    """The judged model beside the one that it was made from, or the one of --also."""
+    if config.also is None:
+        return beside(scores, config.scores.name, None, None)
+    other, files = read_scores(config.also), (str(config.scores), str(config.also))
+    options = (config.allow_missing, config.replicates, config.seed)
+    compared = compare_scores(scores, other, labels, files, classes, *options)
+    return beside(scores, config.scores.name, (other, config.also.name), compared)
 
 
 def _thresholds(scores: Scores) -> Floats | None:
@@ -103,14 +121,14 @@ def _thresholds(scores: Scores) -> Floats | None:
     return values
 
 
-def _feed_back(judgement: Judgement, scores: Scores, run_id: str, files: list[Path]) -> str:
+def _feed_back(judgement: Judgement, scores: Scores, run_id: str, files: list[Path], precision: str) -> str:
     """Tell the MLflow run of the figures, and say what became of it."""
     # Not opened for scores that name no model: MLflow takes seconds to import.
     store: Any = open_store() if run_id or scores.metadata.get("model_hash") else None
     note = "" if store else "there is no store here"
     if not run_id:
         run_id, note = find_run(store, scores.metadata)
-    return feed_back(store, run_id, judgement, files) if store and run_id else f"not told: {note}"
+    return feed_back(store, run_id, judgement, files, precision) if store and run_id else f"not told: {note}"
 
 
 def _scores(path: Path) -> Scores:
@@ -122,33 +140,35 @@ def _scores(path: Path) -> Scores:
 
 
 def _write(
-    folder: Path, judgement: Judgement, scores: Scores, facts: "Facts | None", config: ReportConfig
+    folder: Path,
+    judgement: Judgement,
+    scores: Scores,
+    facts: "Facts | None",
+    shown: Beside | None,
+    config: ReportConfig,
 ) -> list[str]:
     """Write the files; returns what a person should know of one that was left out."""
     joined = judgement.joined
-    metadata = {"file": config.scores.name, **scores.metadata}
+    # The gate's figures have a place of their own.
+    metadata = {"file": config.scores.name, **{k: v for k, v in scores.metadata.items() if k != "gate"}}
     if joined.paths:
         write_sheets(joined, folder / SHEETS, range(len(joined.classes)))
-    text = json.dumps(to_json(judgement, metadata), indent=1, allow_nan=False)
+    content = to_json(judgement, metadata) | (shown.to_json() if shown else {})
+    text = json.dumps(content, indent=1, allow_nan=False)
     (folder / METRICS).write_text(text + "\n")
     notes = []
-    if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, _title(config, scores))):
+    title = model_title(scores.metadata, config.scores.name)
+    if config.explorer and (left_out := write_explorer(folder / EXPLORER, joined, title)):
         notes.append(f"no {EXPLORER}: {left_out}")
     if config.pdf and facts:
         from eval.paper import write_pdf
 
-        write_pdf(folder / PAPER, joined, judgement, facts)
-    beside = ((EXPLORER, "Tail explorer"), (PAPER, "PDF"))
-    links = [(name, title) for name, title in beside if (folder / name).exists()]
-    page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed), links)
+        write_pdf(folder / PAPER, joined, judgement, facts, shown)
+    others = ((EXPLORER, "Tail explorer"), (PAPER, "PDF"))
+    links = [(name, title) for name, title in others if (folder / name).exists()]
+    page = render(judgement, metadata, _gallery_columns(joined, judgement, config.seed), links, shown)
     (folder / PAGE).write_text(page, encoding="utf-8")
     return notes
-
-
-def _title(config: ReportConfig, scores: Scores) -> str:
-    """The model's name and version as the score file tells them, else the file's own name."""
-    name, version = scores.metadata.get("model_name", ""), scores.metadata.get("model_version", "")
-    return (name + (f" version {version}" if version not in ("", "file") else "")) or config.scores.name
 
 
 def _gallery_columns(joined: Joined, judgement: Judgement, seed: int) -> list[int]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.errors import InputError
+from data.labels import LabelSet
 from data.scores import Scores, read_scores
 from eval.intervals import bootstrap, interval
 from eval.joining import Joined, class_columns, examples, join, load_labels
@@ -104,16 +105,49 @@ def compare_files(config: CompareConfig, console: Console | None = None) -> Comp
     """Read both files, compare, and print the table and the verdict; writes `config.json` where it is given."""
     console = console or Console()
     a, b = read_scores(config.a), read_scores(config.b)
+    labels = load_labels(config.data, config.split, config.labels)
+    wanted = [name.strip() for name in config.classes.split(",") if name.strip()]
+    names = (str(config.a), str(config.b))
+    found = compare_scores(a, b, labels, names, wanted, config.allow_missing, config.replicates, config.seed)
+    _print(found, config, console)
+    if config.json:
+        config.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"a": config.a.name, "b": config.b.name, **comparison_json(found)}
+        config.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return found
+
+
+def compare_scores(
+    a: Scores,
+    b: Scores,
+    labels: LabelSet,
+    files: tuple[str, str],
+    wanted: Sequence[str] = (),
+    allow_missing: bool = False,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two score files on the labelled images that both score.
+
+    Args:
+        a, b: the scores.
+        labels: what both are judged against.
+        files: what the two are called in messages.
+        wanted: names of the classes to compare; empty: all that both score.
+        allow_missing: leave out images that one does not score, instead of refusing.
+        replicates, seed: of the bootstrap.
+
+    Raises:
+        InputError: no class in common, an unknown class, or images that one file alone scores.
+    """
     shared = [name for name in a.classes if name in b.classes]
     if not shared:
         raise InputError(
-            f"{config.a} and {config.b} have no class in common: {examples(a.classes)}; {examples(b.classes)}"
+            f"{files[0]} and {files[1]} have no class in common: {examples(a.classes)}; {examples(b.classes)}"
         )
-    wanted = [name.strip() for name in config.classes.split(",") if name.strip()]
     names = [shared[c] for c in class_columns(wanted, shared)] or shared
     alone = sorted((set(a.classes) ^ set(b.classes)) - set(names))
     notes = [f"{len(alone)} classes are scored in one file only: {examples(alone)}"] if alone else []
-    labels = load_labels(config.data, config.split, config.labels)
     if wanted:
         columns = class_columns(names, labels.classes)
         target, mask = labels.target[:, columns], labels.mask[:, columns]
@@ -122,18 +156,13 @@ def compare_files(config: CompareConfig, console: Console | None = None) -> Comp
     single = [image_id for image_id in labels.image_ids if image_id in either]
     if single:
         what = f"{len(single)} labelled images are scored in one file only: {examples(single)}"
-        if not config.allow_missing:
+        if not allow_missing:
             raise InputError(f"{what}; score them in both, or leave them out with --allow-missing")
         notes.append(f"{what}; they were left out by --allow-missing")
     both = set(a.image_ids) & set(b.image_ids)
-    one, two = (join(_part(s, names, both), labels, config.allow_missing or bool(single)) for s in (a, b))
-    found = compare(one, two, config.replicates, config.seed)
-    _print(found, config, notes, console)
-    if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_to_json(found, config, notes), indent=1, allow_nan=False)
-        config.json.write_text(text + "\n", encoding="utf-8")
-    return found
+    one, two = (join(_part(s, names, both), labels, allow_missing or bool(single)) for s in (a, b))
+    found = compare(one, two, replicates, seed)
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _part(scores: Scores, names: Sequence[str], ids: set[str]) -> Scores:
@@ -145,7 +174,7 @@ def _part(scores: Scores, names: Sequence[str], ids: set[str]) -> Scores:
     return Scores(tuple(names), kept, logit, score, scores.metadata, scores.failed)
 
 
-def _print(found: Comparison, config: CompareConfig, notes: Sequence[str], console: Console) -> None:
+def _print(found: Comparison, config: CompareConfig, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -164,7 +193,7 @@ def _print(found: Comparison, config: CompareConfig, notes: Sequence[str], conso
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum
     )
     console.print(table)
-    for note in (*found.notes, *notes):
+    for note in found.notes:
         say(f"note: {note}")
     say(verdict(found))
 
@@ -195,19 +224,19 @@ def verdict(found: Comparison) -> str:
     return said
 
 
-def _to_json(found: Comparison, config: CompareConfig, notes: Sequence[str]) -> dict[str, Any]:
+def comparison_json(found: Comparison) -> dict[str, Any]:
+    """Every figure, and what it rests on; NaN becomes null."""
+
     def row(item: Difference) -> dict[str, Any]:
         content = {**asdict(item), "verdict": item.verdict or None}
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in content.items()}
 
     return {
-        "a": config.a.name,
-        "b": config.b.name,
         "labels": found.name,
         "images": found.images,
         "map": {kind: row(item) for kind, item in zip(KINDS, found.overall, strict=True)},
         "ap": {item.name: row(item) for item in found.classes},
         "bootstrap": {"level": 0.95, "replicates": found.replicates, "seed": found.seed},
-        "notes": [*found.notes, *notes],
+        "notes": list(found.notes),
         "verdict": verdict(found),
     }

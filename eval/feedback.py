@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judge import Judgement
-from train.tracking import HASH_TAG
+from train.tracking import CHEAPER_HASH_TAGS, HASH_TAG
 
 FOLDER = "served"
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -39,12 +39,12 @@ def find_run(store: Any, metadata: Mapping[str, str]) -> tuple[str, str]:
             if found.tags.get(HASH_TAG, digest) == digest:
                 return str(found.run_id), ""
         experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-        runs = store.search_runs(experiments, f"tags.`{HASH_TAG}` = '{digest}'", max_results=1)
+        for tag in (HASH_TAG, *CHEAPER_HASH_TAGS.values()):
+            if runs := store.search_runs(experiments, f"tags.`{tag}` = '{digest}'", max_results=1):
+                return str(runs[0].info.run_id), ""
     except MlflowException as error:
         return "", f"the MLflow store does not tell: {str(error).splitlines()[0]}"
-    if not runs:
-        return "", f"no MLflow run here exported the model {digest[:12]}"
-    return str(runs[0].info.run_id), ""
+    return "", f"no MLflow run here exported the model {digest[:12]}"
 
 
 def served_metrics(judgement: Judgement) -> Iterator[tuple[str, float]]:
@@ -68,31 +68,35 @@ def served_metrics(judgement: Judgement) -> Iterator[tuple[str, float]]:
         yield f"ece/{plain}", float(ece)
 
 
-def feed_back(store: Any, run_id: str, judgement: Judgement, artifacts: Iterable[Path]) -> str:
+def feed_back(
+    store: Any, run_id: str, judgement: Judgement, artifacts: Iterable[Path], precision: str = ""
+) -> str:
     """Write the figures and the files to the run; a later report replaces them. Returns the outcome in words.
 
-    A store that refuses is said, not raised: the report itself is written already.
+    Those of a cheaper model have a place of their own, such as served_int8/, beside the float32 model's. A store
+    that refuses is said, not raised: the report itself is written already.
     """
     from mlflow.entities import Metric, RunTag
     from mlflow.exceptions import MlflowException
 
+    folder = f"{FOLDER}_{precision}" if precision else FOLDER
     now = int(time.time() * 1000)
     metrics = [
-        Metric(f"{FOLDER}/{name}", float(value), now, 0)
+        Metric(f"{folder}/{name}", float(value), now, 0)
         for name, value in served_metrics(judgement)
         if math.isfinite(value)
     ]
     joined = judgement.joined
     tags = [
-        RunTag(f"{FOLDER}.labels", f"{joined.name} {joined.fingerprint}"),
-        RunTag(f"{FOLDER}.images", f"{len(joined.image_ids)} of {joined.labelled}"),
+        RunTag(f"{folder}.labels", f"{joined.name} {joined.fingerprint}"),
+        RunTag(f"{folder}.images", f"{len(joined.image_ids)} of {joined.labelled}"),
     ]
     try:
         for start in range(0, len(metrics), 1000):  # MLflow's largest batch
             store.log_batch(run_id, metrics=metrics[start : start + 1000])
         store.log_batch(run_id, tags=tags)
         for path in artifacts:
-            store.log_artifact(run_id, str(path), FOLDER)
+            store.log_artifact(run_id, str(path), folder)
     except (MlflowException, OSError) as error:
         return f"the MLflow run {run_id} could not be written: {str(error).splitlines()[0]}"
-    return f"{len(metrics)} figures under {FOLDER}/ in the MLflow run {run_id}"
+    return f"{len(metrics)} figures under {folder}/ in the MLflow run {run_id}"

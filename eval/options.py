@@ -13,6 +13,8 @@ class ReportConfig:
 
     scores: Path = Path("runs/scores.parquet")
     """Score file: Parquet from `serve/client.py score`, or a CSV `image,<class>...` of anyone's scores."""
+    also: Path | None = None
+    """Score file of another model on the same images, to show beside, such as the float32 one of a cheaper model."""
     data: Path | None = None
     """Folder that holds VOC2012/ or VOC2007/ (default: $VOC_ROOT, or else the synthetic devkit)."""
     split: str = "val"

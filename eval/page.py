@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from eval.beside import Beside
 from eval.gallery import (
     ERROR_IMAGES,
     ERROR_SIDE,
@@ -54,6 +55,7 @@ def render(
     metadata: Mapping[str, str],
     gallery_columns: Sequence[int],
     links: Sequence[tuple[str, str]] = (),
+    beside: Beside | None = None,
 ) -> str:
     """The page's text.
 
@@ -62,6 +64,7 @@ def render(
         metadata: what is known of the score file, for the foot of the page.
         gallery_columns: the classes whose best and worst images are shown; empty: no photographs at hand.
         links: address and title of what lies beside the page, for its top.
+        beside: another model to show beside the judged one.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -83,6 +86,7 @@ def render(
         head=judgement.headline,
         metadata=metadata,
         links=links,
+        beside=beside,
         span=span,
         isnan=math.isnan,
         tail_sentence=tail_sentence(judgement.headline),

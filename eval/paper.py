@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from eval.beside import Beside
 from eval.commands import score_commands, train_command
 from eval.facts import Facts, Part
 from eval.gallery import GALLERY_IMAGES, Shown, extremes, random_classes, thumbnail
@@ -40,7 +41,9 @@ _THUMBNAIL = 260
 MAX_CLASSES = 80
 
 
-def write_pdf(path: Path, joined: Joined, judgement: Judgement, facts: Facts) -> None:
+def write_pdf(
+    path: Path, joined: Joined, judgement: Judgement, facts: Facts, beside: Beside | None = None
+) -> None:
     """Write the paper.
 
     Args:
@@ -48,6 +51,7 @@ def write_pdf(path: Path, joined: Joined, judgement: Judgement, facts: Facts) ->
         joined: scores and labels; the photographs are shown where their paths are known.
         judgement: the figures.
         facts: how the model was made (`eval.facts.collect_facts`).
+        beside: another model to show beside the judged one.
     """
     import typst
 
@@ -55,6 +59,7 @@ def write_pdf(path: Path, joined: Joined, judgement: Judgement, facts: Facts) ->
         folder = Path(name)
         shutil.copy(_TEMPLATE, folder / "paper.typ")
         content = paper_content(joined, judgement, facts)
+        content["beside"] = _beside(beside) if beside else None
         content["figures"] = _write_figures(folder, judgement, facts)
         content["gallery"] = _write_gallery(folder, joined, judgement)
         (folder / "paper.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
@@ -112,6 +117,16 @@ def paper_content(joined: Joined, judgement: Judgement, facts: Facts) -> dict[st
         "versions": versions_text(facts),
         "seed": judgement.seed,
     }
+
+
+def _beside(beside: Beside) -> dict[str, Any]:
+    said = [beside.sentence() + "."] if beside.compared else []
+    if beside.gate:
+        said.append(
+            "The judged model is a cheaper copy, which its export wrote because of its mAP on the selection part."
+        )
+    header = ["", f"A: {beside.a}", f"B: {beside.b}", "A against B"]
+    return {"title": beside.title, "header": header, "rows": beside.rows(), "text": " ".join(said)}
 
 
 def _moment(facts: Facts) -> datetime:

@@ -36,6 +36,24 @@ class Admission:
         """Let nothing more in; what is in flight goes on."""
         self.closed = reason
 
+    def refusal(self, images: int, bytes: int) -> NotAccepting | ServerFull | None:
+        """Why a request of `images` images and `bytes` bytes cannot be let in; None where it can."""
+        if self.closed:
+            return NotAccepting(self.closed)
+        limits = self._limits
+        for what, held, more, limit in (
+            ("requests", self.requests, 1, limits.inflight_requests),
+            ("images", self.images, images, limits.inflight_images),
+            ("bytes", self.size, bytes, limits.inflight_bytes),
+        ):
+            if held + more > limit:
+                return ServerFull(
+                    f"the server is full: {held} {what} in flight and {more} more would pass the limit of "
+                    f"{limit} (--limits.inflight-{what}); try again in {limits.pushback_ms} ms",
+                    limits.pushback_ms,
+                )
+        return None
+
     @contextmanager
     def admit(self, images: int, bytes: int) -> Iterator[None]:
         """Hold a place for one request of `images` images and `bytes` bytes.
@@ -44,20 +62,9 @@ class Admission:
             NotAccepting: the server is loading or stopping.
             ServerFull: the request does not fit beside what is in flight.
         """
-        if self.closed:
-            raise NotAccepting(self.closed)
-        limits = self._limits
-        for what, held, more, limit in (
-            ("requests", self.requests, 1, limits.inflight_requests),
-            ("images", self.images, images, limits.inflight_images),
-            ("bytes", self.size, bytes, limits.inflight_bytes),
-        ):
-            if held + more > limit:
-                raise ServerFull(
-                    f"the server is full: {held} {what} in flight and {more} more would pass the limit of "
-                    f"{limit} (--limits.inflight-{what}); try again in {limits.pushback_ms} ms",
-                    limits.pushback_ms,
-                )
+        refusal = self.refusal(images, bytes)
+        if refusal:
+            raise refusal
         self.requests += 1
         self.images += images
         self.size += bytes

@@ -160,8 +160,8 @@ class Batcher:
         pad: fill a batch up to the next bucket (where a larger batch costs little more, as on a GPU); otherwise
             take the largest bucket that is full, so that no work is done for padding.
         runners: how many batches may be run at once.
-        shared: whether decoders and runners work on the same cores, which are then as many as the more numerous of
-            the two.
+        shared: whether decoders and runners are the same threads, the worker's, which are then as many as the more
+            numerous of the two.
     """
 
     def __init__(
@@ -262,7 +262,9 @@ class Batcher:
         return [*self._expire(now), *self._pump(now)]
 
     def decoded(self, item: Item, pixels: Any, seconds: float, now: float) -> list[Action]:
-        """The pixels of `item` are there."""
+        """The pixels of `item` are there. Nothing, where its thread was given up meanwhile."""
+        if item not in self._decoding:
+            return []
         del self._decoding[item]
         item.request.decode_s += seconds
         if item.request in self._held:
@@ -271,7 +273,9 @@ class Batcher:
         return [*self._expire(now), *self._pump(now)]
 
     def decode_failed(self, item: Item, outcome: Any, now: float) -> list[Action]:
-        """`item` cannot be decoded; `outcome` says why."""
+        """`item` cannot be decoded; `outcome` says why. Nothing, where its thread was given up meanwhile."""
+        if item not in self._decoding:
+            return []
         del self._decoding[item]
         actions = self._expire(now)
         actions += self._settle(item, outcome, now)
@@ -300,6 +304,8 @@ class Batcher:
         self.down = reason
         self._running.clear()
         self._images_running = 0
+        if self._shared:
+            self._decoding.clear()
         return [self._answer(request, Verdict.LOST, reason, now) for request in list(self._held)]
 
     def worker_started(self) -> None:

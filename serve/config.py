@@ -81,13 +81,16 @@ class ServerConfig:
     """on the CPU: how many batches run at once, each on one thread; an image that is alone has them all. 0: as many
     as cores"""
     decode_threads: int = 0
-    """threads that decode images; 0: as many as cores"""
+    """how many images are decoded at once; 0: as many as cores. On the CPU by the threads that run the batches"""
     max_batch: int = 0
     """the most images in one batch of the model; batches have 1, 2, 4 ... images, up to this. 0: 32 on CUDA, 4 on the
     CPU"""
     max_delay_ms: float = 5.0
     """milliseconds that an image waits, while the model is idle, for others that are being decoded; on the CPU no
     core is idle for that: it decodes them"""
+    nice: int = 3
+    """how many steps of priority (Linux: nice) decode and inference stand behind the event loop, which refuses under
+    overload; they stand behind other programs too, so 0 where those share the cores"""
     stall_s: float = 20.0
     """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
     grace_s: float = 20.0
@@ -105,6 +108,8 @@ class ServerConfig:
             raise InputError(f"--max-batch must be from 0 to 4096, got {self.max_batch}")
         if not 0 <= self.max_delay_ms <= 1000:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
+        if not 0 <= self.nice <= 19:
+            raise InputError(f"--nice must be from 0 to 19, got {self.nice}")
         if not self.stall_s > 0:
             raise InputError(f"--stall-s must be above 0, got {self.stall_s}")
         if self.grace_s < 0:
@@ -123,13 +128,16 @@ class Connection:
     """seconds to wait for a server that does not answer yet"""
     call_s: float = 60.0
     """deadline of one call, in seconds"""
+    silence_s: float = 15.0
+    """seconds without a sign of life of a server (TCP, or its answer to a ping) after which its calls are given up and
+    tried again"""
     give_up_s: float = 120.0
     """seconds that a call is tried again while servers are full or away"""
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
         self.addresses()
-        for name in ("connect_s", "call_s", "give_up_s"):
+        for name in ("connect_s", "call_s", "silence_s", "give_up_s"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
 

@@ -5,24 +5,28 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from serve.priority import stand_behind
+
 Job = Callable[[], None]
 
 
 class DecodePool:
-    """`threads` threads that carry out jobs in order. Shared by all models of a server.
+    """`threads` threads that carry out jobs in order, once started. Shared by all models on a GPU.
 
     How many jobs wait here is bounded by the batchers that send them (at most `threads` each). Not a
     `ThreadPoolExecutor`: that makes a future with a lock for every image, and at its end waits for threads.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, nice: int = 0) -> None:
+        self.threads, self.nice = threads, nice
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start the threads, where that was not done."""
+        for number in range(len(self._threads), self.threads):
+            thread = threading.Thread(target=self._work, name=f"decode-{number}", daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def submit(self, job: Job) -> None:
@@ -39,5 +43,6 @@ class DecodePool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
+        stand_behind(self.nice)
         while job := self._jobs.get():
             job()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError
-from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+from data.model_file import DISABLED_OPTIMIZERS, INPUT_NAME, LOGIT_NAME, SCORE_NAME
 
 Floats = npt.NDArray[np.float32]
 
@@ -95,7 +95,12 @@ def _session(path: Path, providers: list[Any], threads: int) -> Any:
     # Threads that spin between two batches take the cores that decode needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, [*providers, "CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(path),
+            options,
+            [*providers, "CPUExecutionProvider"],
+            disabled_optimizers=list(DISABLED_OPTIMIZERS),
+        )
     except Exception as error:  # the exceptions of ONNX Runtime have no common base but this
         raise InputError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
 

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8]
 
-# How much a new batch counts in the running mean of seconds an image.
+# How much a new batch, or a decode, counts in the running means of seconds an image.
 _PACE_WEIGHT = 0.2
 _FIRST_RESTART_S = 0.5
 _LONGEST_RESTART_S = 30.0
@@ -43,7 +43,8 @@ class Engine:
 
     Args:
         model: loaded and warm.
-        pool, worker: shared with the other models of the server.
+        pool: decodes for a GPU; its number of threads is that of the images that may be decoded at once.
+        worker: runs the model. Pool and worker are shared with the other models of the server.
         max_delay: seconds that an image waits for others on their way while the model is idle.
         image_bytes: the most bytes of one encoded image.
 
@@ -59,6 +60,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.statistics = ModelStatistics(model.buckets)
+        shared = model.device.name == "cpu"
         # Two batches ahead: the next one is whole when this one ends, and the one after it is on its way.
         self.batcher = Batcher(
             model.buckets,
@@ -67,17 +69,22 @@ class Engine:
             2 * model.buckets[-1] + pool.threads,
             pad=model.device.name == "cuda",
             runners=model.runners,
-            shared=model.device.name == "cpu",
+            shared=shared,
         )
-        worker.grow(model.runners)
+        # On the CPU the worker decodes as well: what was decoded goes on in the thread that did it.
+        worker.grow(max(model.runners, pool.threads) if shared else model.runners)
+        if not shared:
+            pool.start()
         self.restarts = 0
-        self._pool, self._worker = pool, worker
+        self._worker, self._shared = worker, shared
+        self._submit_decode = worker.submit if shared else pool.submit
         self._image_bytes = image_bytes
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        self._pace = model.seconds_an_image
+        self._pace, self._decode_pace = model.seconds_an_image, 0.0
+        self._decoders = pool.threads
         self._wake = math.inf
         self._loop_thread = threading.get_ident()
         self._drained = asyncio.Event()
@@ -147,8 +154,11 @@ class Engine:
         if deadline == math.inf:
             return
         batcher = self.batcher
-        before = batcher.queued + batcher.decoding + batcher.ready + batcher.running
-        wait = before * self._pace
+        encoded = batcher.queued + batcher.decoding
+        before = encoded + batcher.ready + batcher.running
+        decode, inference = encoded * self._decode_pace / self._decoders, before * self._pace
+        # One after the other on the same cores; beside each other where a GPU runs the model.
+        wait = decode + inference if self._shared else max(decode, inference)
         if now < deadline < now + wait:
             with self._lock:
                 self.statistics.fail.add(0)
@@ -182,7 +192,7 @@ class Engine:
                     self._count(request)
                     answers.append(request)
                 case Decode(item):
-                    self._pool.submit(partial(self._decode, item, item.content))
+                    self._submit_decode(partial(self._decode, item, item.content))
                 case Run(batch):
                     contents = [item.content for item in batch.items]
                     self._worker.submit(partial(self._run, batch, contents))
@@ -222,7 +232,9 @@ class Engine:
             _log.exception("the decoder failed on an image of %d bytes", len(content))
             failure = Failure(Trouble.BAD_IMAGE, f"the decoder failed: {type(error).__name__}: {error}")
         else:
-            self._feed(self.batcher.decoded, item, pixels, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._decode_pace += _PACE_WEIGHT * (seconds - self._decode_pace)
+            self._feed(self.batcher.decoded, item, pixels, seconds)
             return
         with self._lock:
             self.statistics.bad_images += 1

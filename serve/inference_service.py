@@ -10,22 +10,21 @@ inference.proto beside the generated code says what each call does; this file co
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from data.errors import InputError
 from proto.inference.v2 import inference_pb2 as pb
 from serve.admission import Admission
 from serve.config import Limits
 from serve.errors import PUSHBACK_KEY, abort, status_of
 from serve.faults import NotAccepting, NotSupported, ServerFull
+from serve.gate import GatedHandlers
 from serve.inference_codec import decode_request, encode_response
 from serve.inference_describe import model_config, model_metadata, model_statistics, repository_index
 from serve.inference_stream import answer_in_order
+from serve.received import Received, reader
 from serve.service import Models, ServedModel
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -53,21 +52,6 @@ _NOT_SUPPORTED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Received:
-    """A message as it came, with its size in bytes: `ByteSize` would write the whole message once more
-    (0.25 ms for 1 MB). `error` where the bytes are not such a message."""
-
-    message: Any
-    size: int
-    error: InputError | None = None
-
-    def check(self) -> None:
-        """Raise the error."""
-        if self.error:
-            raise self.error
-
-
 def add_inference_service(server: Any, models: Models, admission: Admission, limits: Limits) -> None:
     """Add the service to a `grpc.aio.Server`, before it starts."""
     servicer = InferenceServicer(models, admission, limits)
@@ -81,14 +65,14 @@ def add_inference_service(server: Any, models: Models, admission: Admission, lim
         )
         handlers[method.name] = make(
             answer if method.client_streaming else _unary(answer),
-            _reader(method.input_type.name),
+            reader(getattr(pb, method.input_type.name)),
             getattr(pb, method.output_type.name).SerializeToString,
         )
     for name, reason in _NOT_SUPPORTED.items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _unary(_refuser(name, reason)), lambda raw: _Received(raw, len(raw))
+            _unary(_refuser(name, reason)), lambda raw: Received(raw, len(raw))
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(INFERENCE_SERVICE, handlers),))
+    server.add_generic_rpc_handlers((GatedHandlers(INFERENCE_SERVICE, handlers, ("ModelInfer",), admission),))
 
 
 class InferenceServicer:
@@ -100,15 +84,15 @@ class InferenceServicer:
             name="tailacc", version=version("tailacc"), extensions=_EXTENSIONS
         )
 
-    async def ServerLive(self, request: _Received, context: Any) -> Any:
+    async def ServerLive(self, request: Received, context: Any) -> Any:
         """True."""
         return pb.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: _Received, context: Any) -> Any:
+    async def ServerReady(self, request: Received, context: Any) -> Any:
         """Whether requests for any of the models would be taken."""
         return pb.ServerReadyResponse(ready=not self._admission.closed and self._models.ready)
 
-    async def ModelReady(self, request: _Received, context: Any) -> Any:
+    async def ModelReady(self, request: Received, context: Any) -> Any:
         """Whether requests for the model would be taken."""
         wanted = request.message
         try:
@@ -117,35 +101,35 @@ class InferenceServicer:
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=not self._admission.closed and model.ready)
 
-    async def ServerMetadata(self, request: _Received, context: Any) -> Any:
+    async def ServerMetadata(self, request: Received, context: Any) -> Any:
         """Name, version and extensions."""
         return self._about
 
-    async def ModelMetadata(self, request: _Received, context: Any) -> Any:
+    async def ModelMetadata(self, request: Received, context: Any) -> Any:
         """The tensors of a model."""
         return model_metadata(self._model(request.message))
 
-    async def ModelConfig(self, request: _Received, context: Any) -> Any:
+    async def ModelConfig(self, request: Received, context: Any) -> Any:
         """How a model is run."""
         return model_config(self._model(request.message), self._limits)
 
-    async def ModelStatistics(self, request: _Received, context: Any) -> Any:
+    async def ModelStatistics(self, request: Received, context: Any) -> Any:
         """What one model did, or all of them."""
         wanted = request.message
         return model_statistics([self._model(wanted)] if wanted.name else self._models.all())
 
-    async def RepositoryIndex(self, request: _Received, context: Any) -> Any:
+    async def RepositoryIndex(self, request: Received, context: Any) -> Any:
         """The models with their state."""
         return repository_index(self._models.all(), request.message.ready)
 
-    async def ModelInfer(self, request: _Received, context: Any) -> Any:
+    async def ModelInfer(self, request: Received, context: Any) -> Any:
         """Score the images of one request."""
         return await self._infer(request, context.time_remaining())
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> None:
         """Score the requests of one stream; see `answer_in_order`."""
 
-        async def answer(request: _Received) -> Any:
+        async def answer(request: Received) -> Any:
             try:
                 request.check()
                 response = await self._infer(request, context.time_remaining())
@@ -161,7 +145,7 @@ class InferenceServicer:
             raise NotAccepting(self._admission.closed)
         return self._models.get(wanted.name, wanted.version)
 
-    async def _infer(self, received: _Received, seconds_left: float | None) -> Any:
+    async def _infer(self, received: Received, seconds_left: float | None) -> Any:
         """`seconds_left` until gRPC's deadline, None for none."""
         arrived = time.monotonic()
         request = received.message
@@ -179,22 +163,8 @@ class InferenceServicer:
         return response
 
 
-def _reader(name: str) -> Callable[[bytes], _Received]:
-    """Reads a message. An error that is raised while reading would be logged by gRPC and sent as UNKNOWN."""
-    kind = getattr(pb, name)
-
-    def read(raw: bytes) -> _Received:
-        try:
-            return _Received(kind.FromString(raw), len(raw))
-        except DecodeError as error:
-            refusal = InputError(f"the request is not a message inference.{name}: {error}")
-            return _Received(kind(), len(raw), refusal)
-
-    return read
-
-
-def _unary(answer: Callable[[_Received, Any], Awaitable[Any]]) -> Callable[[_Received, Any], Awaitable[Any]]:
-    async def call(request: _Received, context: Any) -> Any:
+def _unary(answer: Callable[[Received, Any], Awaitable[Any]]) -> Callable[[Received, Any], Awaitable[Any]]:
+    async def call(request: Received, context: Any) -> Any:
         try:
             request.check()
             return await answer(request, context)
@@ -204,8 +174,8 @@ def _unary(answer: Callable[[_Received, Any], Awaitable[Any]]) -> Callable[[_Rec
     return call
 
 
-def _refuser(name: str, reason: str) -> Callable[[_Received, Any], Awaitable[Any]]:
-    async def refuse(request: _Received, context: Any) -> NoReturn:
+def _refuser(name: str, reason: str) -> Callable[[Received, Any], Awaitable[Any]]:
+    async def refuse(request: Received, context: Any) -> NoReturn:
         raise NotSupported(f"{name}: {reason}")
 
     return refuse

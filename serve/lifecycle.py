@@ -24,6 +24,7 @@ from serve.decode import DecodePool
 from serve.engine import Engine
 from serve.inference_reflection import ReflectionPool
 from serve.inference_service import INFERENCE_SERVICE, add_inference_service
+from serve.keepalive import server_keepalive
 from serve.model import OnnxModel
 from serve.registry import open_source, split_models
 from serve.service import Models, ServedModel
@@ -61,9 +62,9 @@ class ScoringServer:
         self.admission = Admission(config.limits)
         self.models = Models()
         self.address = ""
-        self.worker = InferenceWorker(config.stall_s)
+        self.worker = InferenceWorker(config.stall_s, config.nice)
         self.ended = False
-        self._pool = DecodePool(config.decode_threads or cores())
+        self._pool = DecodePool(config.decode_threads or cores(), config.nice)
         # Folders of models from MLflow: a worker that died opens its model again from there.
         self._sources = contextlib.ExitStack()
         self._health: Any = health.aio.HealthServicer()
@@ -79,6 +80,7 @@ class ScoringServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", longest),
                 ("grpc.max_send_message_length", -1),
+                *server_keepalive(),
             ],
         )
         add_scoring_service(self._server, self.models, self.admission, config.limits)

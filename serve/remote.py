@@ -16,6 +16,7 @@ from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.config import Connection
+from serve.keepalive import client_keepalive
 from serve.retry import DEADLINE_TRIES, metadata_of, pause
 
 # A wait for the first answer that is longer than this is said.
@@ -373,6 +374,7 @@ class Servers:
                 # A server that restarts is found again within 2 s rather than 2 minutes.
                 ("grpc.initial_reconnect_backoff_ms", 200),
                 ("grpc.max_reconnect_backoff_ms", 2000),
+                *client_keepalive(self._connection.silence_s),
             ],
         )
         self._channels.append(channel)

@@ -164,6 +164,8 @@ def publish(out: Path, images: ImageList, model: Any, store: PartStore, record: 
         "images_scored": str(scored),
         "images_failed": str(store.failed),
         "thresholds": json.dumps(list(model.thresholds)),
+        # Of one model only: figures of one say nothing of scores that several gave.
+        "gate": model.gate if digest == model.model.hash else "",
     }
     classes = tuple(model.classes)
     step = max(1, min(_GROUP_ROWS, _GROUP_BYTES // (8 * len(classes))))

@@ -1,5 +1,6 @@
 """The servicer of tailacc.v1.Scoring: messages to the domain and back, nothing else."""
 
+import json
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,6 +15,8 @@ from serve.admission import Admission
 from serve.config import Limits
 from serve.errors import abort
 from serve.faults import NotAccepting
+from serve.gate import GatedHandlers
+from serve.received import Received, reader
 from serve.service import Failure, Models, Outcome, ServedModel, Trouble
 
 SERVICE = "tailacc.v1.Scoring"
@@ -32,18 +35,13 @@ def add_scoring_service(server: Any, models: Models, admission: Admission, limit
     servicer = ScoringServicer(models, admission, limits)
     handlers = {
         "Score": grpc.unary_unary_rpc_method_handler(
-            servicer.Score, _read, pb.ScoreResponse.SerializeToString
+            servicer.Score, reader(pb.ScoreRequest), pb.ScoreResponse.SerializeToString
         ),
         "GetModel": grpc.unary_unary_rpc_method_handler(
-            servicer.GetModel, pb.GetModelRequest.FromString, pb.GetModelResponse.SerializeToString
+            servicer.GetModel, reader(pb.GetModelRequest), pb.GetModelResponse.SerializeToString
         ),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-
-def _read(raw: bytes) -> tuple[Any, int]:
-    """A request with its size in bytes: `ByteSize` would write the whole message once more."""
-    return pb.ScoreRequest.FromString(raw), len(raw)
+    server.add_generic_rpc_handlers((GatedHandlers(SERVICE, handlers, ("Score",), admission),))
 
 
 class ScoringServicer:
@@ -52,19 +50,21 @@ class ScoringServicer:
     def __init__(self, models: Models, admission: Admission, limits: Limits) -> None:
         self._models, self._admission, self._limits = models, admission, limits
 
-    async def Score(self, received: tuple[Any, int], context: Any) -> Any:
-        """See scoring.proto. `received`: the request and its size."""
+    async def Score(self, received: Received, context: Any) -> Any:
+        """See scoring.proto."""
         try:
-            return await self._score(*received, context.time_remaining())
+            received.check()
+            return await self._score(received.message, received.size, context.time_remaining())
         except Exception as error:
             await abort(context, error)
 
-    async def GetModel(self, request: Any, context: Any) -> Any:
+    async def GetModel(self, received: Received, context: Any) -> Any:
         """See scoring.proto."""
         try:
+            received.check()
             if not self._models.all():
                 raise NotAccepting(self._admission.closed)
-            return _describe(self._models.get(request.model), self._limits)
+            return _describe(self._models.get(received.message.model), self._limits)
         except Exception as error:
             await abort(context, error)
 
@@ -157,6 +157,7 @@ def _describe(model: ServedModel, limits: Limits) -> Any:
         description=info.name,
         precision_thresholds=info.precision_thresholds,
         wished_precision=info.wished_precision,
+        gate=json.dumps(info.gate) if info.gate else "",
     )
 
 

@@ -75,9 +75,9 @@ def cook(folders: Sequence[Path], out: Path, greedy: bool = False) -> Soup:
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         _check_fits(folders[0], configs[0], folder, config)
     loaded = [load_best(folder) for folder in folders]
-    model, about = loaded[0]
+    model, about, _ = loaded[0]
     # Copies: the first model is given the weights to judge in turn.
-    weights = [{key: value.clone() for key, value in one.state_dict().items()} for one, _ in loaded]
+    weights = [{key: value.clone() for key, value in one.state_dict().items()} for one, _, _ in loaded]
     examples = open_examples(configs[0].data)
     if examples.labels.fingerprint() != about["data_fingerprint"]:
         raise InputError(f"the data have changed since {folders[0]} was trained: another fingerprint")

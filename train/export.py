@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         from train.cheaper import describe_cheaper, export_cheaper
 
         cheaper = export_cheaper(exported, options.precision, options.calibration)
-        print("\n".join(describe_cheaper(cheaper, exported.path)))
+        print("\n".join(describe_cheaper(cheaper)))
         exported = replace(exported, path=cheaper.path, info=cheaper.info, fit=cheaper.fit)
     if options.register or options.alias:
         version = register_model(exported, options.name, options.alias)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data.model_file import INPUT_NAME, LOGIT_NAME
+from data.model_file import DISABLED_OPTIMIZERS, INPUT_NAME, LOGIT_NAME
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -23,7 +23,9 @@ def open_model(model: Any, threads: int = 0) -> Any:
     # Spinning threads take the cores from whatever else runs, and from each other.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+    )
 
 
 def logits(session: Any, images: Pixels) -> Floats:

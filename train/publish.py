@@ -58,8 +58,8 @@ def newest_run(folder: Path) -> Path:
     return runs[-1].parent
 
 
-def load_best(folder: Path) -> tuple[Classifier, dict[str, Any]]:
-    """The model of the run in `folder` with its best weights, on the CPU, and what its checkpoint says."""
+def load_best(folder: Path) -> tuple[Classifier, dict[str, Any], TrainConfig]:
+    """The model of the run in `folder` with its best weights, on the CPU, what its checkpoint says, its settings."""
     if not (folder / checkpoint.BEST).is_file():
         raise InputError(
             f"{folder} holds no {checkpoint.BEST}: it is not the folder of a run with a finished epoch"
@@ -70,7 +70,7 @@ def load_best(folder: Path) -> tuple[Classifier, dict[str, Any]]:
     architecture = dataclasses.replace(config.model, weights="none")
     model = make_model(architecture, len(state["classes"]), state["size"])
     model.load_state_dict(state["model"])
-    return model, state
+    return model, state, config
 
 
 def export_run(
@@ -86,8 +86,7 @@ def export_run(
     """
     if not 0 < wished_precision <= 1:
         raise InputError(f"--wished-precision must be above 0 and at most 1, got {wished_precision}")
-    model, state = load_best(folder)
-    config = read_config(folder / checkpoint.CONFIG, TrainConfig())
+    model, state, config = load_best(folder)
     size, classes = state["size"], tuple(state["classes"])
     if state["preprocessing"] != fingerprint(size):
         raise InputError(

@@ -2,7 +2,7 @@
 
     graph = Graph(onnx.load("model.onnx"))
     ranges = measure_ranges(graph, images)["minmax"]
-    proto = to_int8(graph, ranges, leave=())
+    proto = to_int8(graph, ranges, graph.body)
 
 What is made cheaper is the body: from the first convolutions or matrix products to the last ones, which stay in
 float32 as the preprocessing before and the calibration after them do. Weights are int8 for each output
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+from train.fold_norms import fold_batch_norms
 from train.onnx_session import Floats, Pixels, logits, open_model
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -26,6 +27,7 @@ Ranges = Mapping[str, tuple[float, float]]
 LINEAR = ("Conv", "Gemm", "MatMul")
 # What ONNX Runtime's CPU kernels compute in int8 between two of those; anything else stays in float32.
 _CHEAP = (*LINEAR, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Relu")
+_ACTIVATIONS = ("Clip", "Relu")
 # Values kept of each tensor and image: 256 images and the 100 tensors of a mobilenet_v2 take 0.8 GB.
 _SAMPLE = 8192
 # Of those, how many the choice of a range looks at.
@@ -37,15 +39,19 @@ class Graph:
     """A model file's graph, and which of its nodes may become cheaper.
 
     Attributes:
-        proto: the float32 model; never changed.
+        proto: the float32 model with its batch normalisations folded; never changed.
         body: names of the nodes that may be quantised, in topological order.
-        tensors: names of the activations that go in or out of them.
+        layers: of the body, what is worth searching. Each holds the name of a node, then those that do the same with
+            the same weights (on the mirror image), then the activations right after them: one that is quantised behind
+            a node that is not would round what it is about to clip.
+        tensors: names of the activations that go in or out of the body.
     """
 
     def __init__(self, proto: Any) -> None:
         import onnx
 
-        self.proto = proto
+        self.proto = proto = onnx.ModelProto.FromString(proto.SerializeToString())
+        fold_batch_norms(proto)
         nodes = list(proto.graph.node)
         # Shapes are computed in the graph too, by nodes of the same kinds on integers.
         known = onnx.shape_inference.infer_shapes(proto).graph
@@ -84,10 +90,35 @@ class Graph:
         ]
         self.tensors = [name for name in dict.fromkeys(touched) if name in producer and name not in constants]
 
-    def searched(self) -> list[str]:
-        """Names of the nodes whose sensitivity is worth knowing: clips and pools follow what stands before them."""
-        kinds = {node.name: node.op_type for node in self.proto.graph.node}
-        return [name for name in self.body if kinds[name] in (*LINEAR, "Add", "Mul")]
+        past = [node for node in nodes if before[node.name] or linear_of[node.name]]
+        kinds = {node.name: node.op_type for node in nodes}
+        layers = [
+            names
+            for names in _alike(past, constants)
+            if names[0] in inside and kinds[names[0]] in (*LINEAR, "Add", "Mul")
+        ]
+        after_of: dict[str, list[str]] = {}
+        for node in nodes:
+            if node.name in inside and node.op_type in _ACTIVATIONS:
+                after_of.setdefault(producer.get(node.input[0], ""), []).append(node.name)
+        self.layers = [
+            (*names, *(active for name in names for active in after_of.get(name, ()))) for names in layers
+        ]
+
+
+def _alike(nodes: Sequence[Any], constants: set[str]) -> list[tuple[str, ...]]:
+    """Names of the nodes, those together that compute the same from whatever comes in from outside of `nodes`."""
+    number: dict[str, tuple[int, int]] = {}
+    groups: dict[Any, list[str]] = {}
+    place: dict[Any, int] = {}
+    for node in nodes:
+        sources = tuple(number.get(name, name if name in constants else "") for name in node.input)
+        attributes = tuple(sorted(attribute.SerializeToString() for attribute in node.attribute))
+        key = (node.op_type, attributes, sources)
+        groups.setdefault(key, []).append(node.name)
+        place.setdefault(key, len(place))
+        number |= {output: (place[key], i) for i, output in enumerate(node.output)}
+    return [tuple(names) for names in groups.values()]
 
 
 def measure_ranges(graph: Graph, images: Pixels) -> dict[str, Ranges]:
@@ -181,17 +212,23 @@ def to_float16(graph: Graph) -> Any:
     return cheap.model
 
 
-def sensitivity(graph: Graph, ranges: Ranges, images: Pixels, reference: Floats) -> list[str]:
-    """The nodes worth searching, the most sensitive first.
+def sensitivity(
+    graph: Graph, ranges: Ranges, images: Pixels, reference: Floats
+) -> dict[tuple[str, ...], float]:
+    """The error of each layer of the graph, the largest first.
 
-    That of a node is the squared error of the logits on uint8[N, S, S, 3] where it alone is quantised, against
+    It is the squared error of the logits on uint8[N, S, S, 3] where that layer alone is quantised, against
     `reference` float32[N, C].
     """
     errors = {
-        name: float(np.square(logits(open_model(to_int8(graph, ranges, [name])), images) - reference).mean())
-        for name in graph.searched()
+        layer: squared_error(to_int8(graph, ranges, layer), images, reference) for layer in graph.layers
     }
-    return sorted(errors, key=lambda name: (-errors[name], name))
+    return dict(sorted(errors.items(), key=lambda item: (-item[1], item[0])))
+
+
+def squared_error(proto: Any, images: Pixels, reference: Floats) -> float:
+    """Of the model's logits on uint8[N, S, S, 3] against `reference` float32[N, C], the mean over both."""
+    return float(np.square(logits(open_model(proto), images) - reference).mean())
 
 
 def set_calibration(proto: Any, scale: npt.ArrayLike, bias: npt.ArrayLike) -> None:

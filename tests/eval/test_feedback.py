@@ -1,14 +1,17 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data.cli import run
+from data.model_file import Gate
+from data.scores import read_scores, write_scores
 from eval.build import write_report
 from eval.feedback import find_run
 from eval.options import ReportConfig
 from eval.report import main
-from train.tracking import HASH_TAG, client, open_store
+from train.tracking import CHEAPER_HASH_TAGS, HASH_TAG, client, open_store
 
 Served = Callable[[Path], tuple[Path, str]]
 
@@ -31,6 +34,22 @@ def test_write_report__the_figures_go_back_to_the_run(
     files = {item.path for item in client().list_artifacts(run_id, "served")}
     assert files >= {"served/metrics.json", "served/report.html"}
     assert f"in the MLflow run {run_id}" in capsys.readouterr().out
+
+
+def test_write_report__a_cheaper_models_figures_stand_beside_the_first_ones(
+    devkit: Path, score_csv: Path, tmp_path: Path, served_run: Served
+) -> None:
+    path, run_id = served_run(score_csv)
+    client().set_tag(run_id, CHEAPER_HASH_TAGS["int8"], "cd" * 32)
+    gate = Gate("int8", "ab" * 32, 9, 0.8, 0.8, 0, 0.0, 0.0, 0.003, 1, 2, 4, 1, 3, 0)
+    metadata = {"model_name": "toy int8", "model_hash": "cd" * 32, "gate": gate.to_json()}
+    write_scores(path, replace(read_scores(path), metadata=metadata))
+    assert find_run(client(), metadata) == (run_id, "")
+    write_report(ReportConfig(scores=path, data=devkit, out=tmp_path / "out", replicates=5, explorer=False))
+    found = client().get_run(run_id).data
+    assert "served_int8/map" in found.metrics
+    assert not any(name.startswith("served/") for name in found.metrics)
+    assert found.tags["served_int8.images"] == "12 of 12"
 
 
 def test_main__no_feedback_tells_nobody(

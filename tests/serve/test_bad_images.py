@@ -1,5 +1,5 @@
-"""Strange and bad images through the real server: each has its own status, in the words of `data.image`, and its
-neighbours have the scores that they have alone."""
+"""Strange and bad images through both services and the client: each has its own status, in the words of `data.image`,
+and its neighbours have the scores that they have alone. What is wrong with a whole call is in test_bad_calls.py."""
 
 import io
 import struct
@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 from data.image import load
+from data.scores import read_scores
+from proto.inference.v2 import inference_pb2 as oip
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
-from serve.config import ServerConfig
+from serve.config import Connection, ScoreConfig, ServerConfig
 from serve.lifecycle import ScoringServer
 from serve.model import OnnxModel
 from serve.registry import ModelSource
+from serve.scoring import score as score_folder
 
 OK, BAD = pb.ImageStatus.CODE_OK, pb.ImageStatus.CODE_BAD_IMAGE
 
@@ -135,3 +138,70 @@ def test_score__bad_images_say_what_is_wrong_and_leave_their_neighbours_alone(sc
     for result in (results[0], results[-1]):
         assert result.status.code == OK
         np.testing.assert_allclose(result.logits, _offline(model_file, good), rtol=0, atol=1e-6)
+
+
+def _infer(address, contents, outputs=()):
+    """Through the Open Inference Protocol."""
+    tensor = oip.ModelInferRequest.InferInputTensor(name="jpeg", datatype="BYTES", shape=[len(contents)])
+    raw = b"".join(struct.pack("<I", len(content)) + content for content in contents)
+    wanted = [oip.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in outputs]
+    request = oip.ModelInferRequest(inputs=[tensor], raw_input_contents=[raw], outputs=wanted)
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            oip.ModelInferRequest.SerializeToString,
+            oip.ModelInferResponse.FromString,
+        )
+        return call(request, timeout=30)
+
+
+def _texts(raw: bytes) -> list[str]:
+    out = []
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        out.append(raw[4 : 4 + length].decode())
+        raw = raw[4 + length :]
+    return out
+
+
+def test_infer__each_bad_image_is_named_or_has_its_status(start_server, model_file):
+    address, good = start_server().address, _file(_photo(), "JPEG", quality=95)
+    bad = [make() for make, _ in UNREADABLE.values()]
+    for (name, (_, words)), content in zip(UNREADABLE.items(), bad, strict=True):
+        with pytest.raises(grpc.RpcError) as info:
+            _infer(address, [good, content])
+        assert (name, info.value.code()) == (name, grpc.StatusCode.INVALID_ARGUMENT)
+        assert f"image 1 (counted from 0): BAD_IMAGE: {words}" in info.value.details(), name
+    answer = _infer(address, [good, *bad, good], ("status", "message", "logit"))
+    status, message, logit = answer.raw_output_contents
+    assert _texts(status) == ["OK", *["BAD_IMAGE"] * len(bad), "OK"]
+    for text, (_, words) in zip(_texts(message)[1:-1], UNREADABLE.values(), strict=True):
+        assert words in text
+    rows = np.frombuffer(logit, np.float32).reshape(len(bad) + 2, -1)
+    assert np.isnan(rows[1:-1]).all()
+    for row in (rows[0], rows[-1]):
+        np.testing.assert_allclose(row, _offline(model_file, good), rtol=0, atol=1e-6)
+
+
+def test_infer__strange_images_are_scored(start_server, model_file):
+    contents = [READABLE[name]() for name in ("cmyk", "16-bit", "turned")]
+    logit = _infer(start_server().address, contents, ("logit",)).raw_output_contents[0]
+    rows = np.frombuffer(logit, np.float32).reshape(len(contents), -1)
+    for row, content in zip(rows, contents, strict=True):
+        np.testing.assert_allclose(row, _offline(model_file, content), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("send", ["file", "pixels"])
+def test_client__bad_images_are_listed_with_their_reasons(start_server, run_async, tmp_path, send):
+    folder, out = tmp_path / "images", tmp_path / "s.parquet"
+    folder.mkdir()
+    (folder / "good.jpg").write_bytes(_file(_photo(), "JPEG", quality=95))
+    for name, (make, _) in UNREADABLE.items():
+        (folder / f"{name}.jpg").write_bytes(make())
+    connection = Connection(server=start_server().address)
+    run_async(score_folder(ScoreConfig(connection=connection, images=str(folder), out=out, send=send)))
+    scores = read_scores(out)
+    assert scores.image_ids == ("good",)
+    assert set(scores.failed) == set(UNREADABLE)
+    for name, (_, words) in UNREADABLE.items():
+        assert words in scores.failed[name], name

@@ -33,6 +33,7 @@ class Driver:
         self.waiting: list[Item] = []  # to be decoded, in the order of arrival
         self.batches = []
         self.dead_batches = []
+        self.dead_decodes: list[Item] = []
         self.ran = []
         self.expected = {}
 
@@ -121,6 +122,9 @@ class Driver:
     def die(self):
         self.dead_batches += self.batches
         self.batches = []
+        if self.shared:  # the worker's threads were decoding
+            self.dead_decodes += self.decoding
+            self.decoding = []
         self.act(self.batcher.worker_died("the worker died", self.now))
 
     def pass_time(self, seconds):
@@ -237,6 +241,14 @@ class Walk(RuleBasedStateMachine):
     def a_dead_worker_comes_back(self):
         batch = self.driver.dead_batches.pop()
         assert not self.driver.batcher.batch_done(batch, ["late"] * len(batch.items), self.driver.now)
+
+    @precondition(lambda self: self.driver.dead_decodes)
+    @rule(ok=st.booleans())
+    def a_dead_worker_s_decode_comes_back(self, ok):
+        item, batcher, now = self.driver.dead_decodes.pop(), self.driver.batcher, self.driver.now
+        assert not (
+            batcher.decoded(item, "late", DECODE_S, now) if ok else batcher.decode_failed(item, "late", now)
+        )
 
     @precondition(lambda self: len(self.driver.requests) > 5)
     @rule()
@@ -413,6 +425,18 @@ def test_batcher__a_dead_worker_that_comes_back_changes_nothing():
     driver.check()  # the new batch still runs, and no second one beside it
     driver.finish()
     assert driver.verdicts() == [Verdict.LOST, Verdict.DONE, Verdict.DONE]
+
+
+def test_batcher__where_the_worker_decodes_its_death_ends_what_it_was_decoding():
+    driver = Driver(max_batch=1, decoders=1, shared=True)
+    driver.arrive(2)
+    driver.die()
+    driver.batcher.worker_started()
+    driver.arrive(1)  # decoded at once: the place of what was given up is free
+    (late,) = driver.dead_decodes
+    assert driver.batcher.decoded(late, "late", DECODE_S, driver.now) == []
+    driver.finish()
+    assert driver.verdicts() == [Verdict.LOST, Verdict.DONE]
 
 
 def test_batcher__a_drain_refuses_what_is_new_and_waits_for_nothing():

@@ -461,6 +461,7 @@ def test_score__a_deadline_that_cannot_be_met_is_refused_at_once(run_async, mode
             engine = _engine(server)
             gate = _block(server)
             engine._pace = 2.0
+            engine._decode_pace = 0.0
             held = asyncio.create_task(_score(channel, encode(1)))
             await _until(lambda: engine.batcher.running == 1)
             refused = await _fails(_score(channel, encode(2), timeout=1.5))
@@ -475,6 +476,25 @@ def test_score__a_deadline_that_cannot_be_met_is_refused_at_once(run_async, mode
     )
     assert 400 < int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) < 1000
     assert answer.results[0].status.code == Code.CODE_OK
+
+
+def test_score__the_work_before_a_request_is_decoding_too(run_async, model_file, encode):
+    async def scenario():
+        async with serving(model_file, decode_threads=2, threads=2, max_batch=1) as (server, channel):
+            engine = _engine(server)
+            gate = _block(server)
+            held = [asyncio.create_task(_score(channel, encode(n))) for n in range(6)]
+            await _until(lambda: engine.batcher.running == 2 and engine.batcher.queued == 4)
+            engine._pace, engine._decode_pace = 0.001, 5.0
+            refused = await _fails(_score(channel, encode(9), timeout=8))
+            gate.set()
+            await asyncio.gather(*held)
+            return refused
+
+    refused = run_async(scenario())
+    assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # 4 images of 5 s on 2 threads.
+    assert "6 images are before this request, about 10.01 s of work" in refused.details()
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])

@@ -67,6 +67,7 @@ def test_score__the_file_equals_offline_and_the_account_closes(
     assert scores.failed["text"].startswith("bad image: ")
     assert "over the server's limit of 20000 (--limits.image-bytes)" in scores.failed["huge"]
     assert tuple(scores.metadata) == METADATA_KEYS
+    assert json.loads(scores.metadata["gate"]) == {"precision": "int8", "map": 0.5}
     counts = [scores.metadata[f"images_{what}"] for what in ("sent", "scored", "failed")]
     assert counts == ["63", "60", "3"]
     assert (scores.metadata["model_version"], len(scores.metadata["model_hash"])) == ("file", 64)
@@ -126,6 +127,7 @@ class Moody(scoring_pb2_grpc.ScoringServicer):
             image_size=32,
             preprocessing="p",
             thresholds=[0.5],
+            gate='{"map": 0.5}',
             limits=pb.Limits(request_images=8, request_bytes=1 << 20, image_bytes=1 << 20),
         )
 
@@ -298,7 +300,8 @@ def test_score__a_model_may_change_where_that_is_allowed(image_folder, run_async
     assert run_async(_against(servicer, image_folder(12), out, **options)) == 0
     manifest = json.loads(manifest_path(out).read_text())
     assert [(model["hash"][0], model["images"]) for model in manifest["models"]] == [("a", 4), ("b", 8)]
-    assert read_scores(out).metadata["model_hash"] == "a" * 64 + "," + "b" * 64
+    metadata = read_scores(out).metadata
+    assert (metadata["model_hash"], metadata["gate"]) == ("a" * 64 + "," + "b" * 64, "")
     assert "holds scores of 2 models" in capsys.readouterr().err
 
 

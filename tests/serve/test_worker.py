@@ -1,3 +1,5 @@
+import os
+import sys
 import threading
 import time
 
@@ -16,6 +18,12 @@ def worker():
 
 def _wait(event: threading.Event) -> None:
     assert event.wait(20)
+
+
+def _pool(threads: int = 2) -> DecodePool:
+    pool = DecodePool(threads)
+    pool.start()
+    return pool
 
 
 def test_worker__runs_jobs_in_order(worker):
@@ -105,9 +113,76 @@ def test_worker__long_idleness_and_many_short_jobs_are_no_stall(worker):
     assert worker.deaths == 0
 
 
+def test_worker__a_thread_goes_on_with_what_its_job_led_to_unless_older_jobs_wait(worker):
+    worker.grow(2)
+    seen, done, full = [], threading.Event(), threading.Event()
+
+    def step(left):
+        seen.append(threading.get_ident())
+        if left:
+            worker.submit(lambda: step(left - 1))
+        else:
+            done.set()
+
+    worker.submit(lambda: step(50))
+    _wait(done)
+    assert len(set(seen)) == 1  # the other thread was idle all the time
+    order, gates = [], [threading.Event(), threading.Event()]
+    worker.submit(lambda: (gates[1].wait(20), order.append("other")))
+
+    def first():
+        _wait(gates[0])
+        worker.submit(lambda: (order.append("child"), full.set()))
+
+    worker.submit(first)
+    worker.submit(lambda: order.append("older"))
+    gates[0].set()
+    _wait(full)
+    assert order == ["older", "child"]
+    gates[1].set()
+
+
+def test_worker__what_a_dying_job_led_to_is_dropped(worker):
+    seen, done = [], threading.Event()
+
+    def fail():
+        worker.submit(lambda: seen.append("child"))
+        raise SystemExit(1)
+
+    worker.subscribe(lambda reason: worker.submit(done.set))  # from the dying thread, to its successor
+    worker.submit(fail)
+    _wait(done)
+    assert seen == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_stand_behind__threads_are_nicer_than_the_main_thread_and_their_successors_are_not_nicer_still():
+    worker, pool = InferenceWorker(1.0, nice=2), DecodePool(1, nice=2)
+    pool.start()
+    main, seen, done = os.getpriority(os.PRIO_PROCESS, os.getpid()), [], threading.Event()
+
+    def look():
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def fail():
+        look()
+        raise SystemExit(1)
+
+    told = threading.Event()
+    worker.subscribe(lambda reason: told.set())
+    worker.submit(fail)
+    _wait(told)
+    worker.submit(lambda: (look(), pool.submit(lambda: (look(), done.set()))))
+    _wait(done)
+    assert seen == [min(19, main + 2)] * 3
+    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == main
+    assert worker.close(20)
+    assert pool.close(20)
+
+
 def test_close__says_whether_the_threads_have_ended():
     gate = threading.Event()
-    for make in (lambda: InferenceWorker(1.0), lambda: DecodePool(2)):
+    for make in (lambda: InferenceWorker(1.0), _pool):
         busy = make()
         busy.submit(lambda: gate.wait(20))
         began = time.monotonic()
@@ -122,7 +197,7 @@ def test_close__says_whether_the_threads_have_ended():
 
 
 def test_decode_pool__decodes_in_as_many_threads_as_it_has():
-    pool = DecodePool(3)
+    pool = _pool(3)
     together = threading.Barrier(3, timeout=20)
     passed = []
     for _ in range(3):

@@ -32,7 +32,9 @@ def runs(smoke: TrainConfig, tmp_path: Path) -> list[Path]:
 def test_cook__is_the_mean_of_the_weights_and_can_be_exported(runs: list[Path], tmp_path: Path) -> None:
     soup = cook(runs, tmp_path / "soup")
     assert soup.taken == tuple(runs)
-    (one, about), (two, _), (mean, said) = (load_best(folder) for folder in (*runs, tmp_path / "soup"))
+    (one, about, _), (two, _, _), (mean, said, _) = (
+        load_best(folder) for folder in (*runs, tmp_path / "soup")
+    )
     for key, value in mean.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, (one.state_dict()[key] + two.state_dict()[key]) / 2, atol=1e-7)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,13 +7,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from data.errors import InputError
-from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, ModelInfo
+from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, Gate, ModelInfo
 from eval.calibration import fit_thresholds
 from train import cheaper, export, quantize
-from train.config import ScheduleConfig, TrainConfig
+from train.cheaper import Judged
+from train.config import ModelConfig, ScheduleConfig, TrainConfig
+from train.heads import make_model
 from train.loop import fit
+from train.onnx_graph import export_onnx
 from train.onnx_session import logits, open_model
 from train.publish import Exported, export_run
 from train.quantize import Graph
@@ -55,7 +63,13 @@ def test_export_cheaper__is_calibrated_anew_and_says_what_it_is(
     info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, "m")
     assert info == made.info
     assert info.precision == {"int8": "int8", "fp16": "float16"}[precision]
-    assert info.gate["images"] == len(exported.examples.selection)
+    gate = Gate(**info.gate)
+    assert gate == made.gate
+    assert (gate.precision, gate.images) == (info.precision, len(exported.examples.selection))
+    assert gate.float32_hash == hashlib.sha256(exported.path.read_bytes()).hexdigest()
+    assert gate.bytes_float32 == exported.path.stat().st_size
+    assert abs(gate.bytes - made.path.stat().st_size) < 2000
+    assert 0 == gate.layers_left < gate.layers
     # The interface is that of the float32 file, and the scores are the new calibration of its own logits.
     assert [(i.name, i.type) for i in session.get_inputs()] == [(INPUT_NAME, "tensor(uint8)")]
     assert [o.type for o in session.get_outputs()] == ["tensor(float)"] * 2
@@ -72,6 +86,8 @@ def test_export_cheaper__is_calibrated_anew_and_says_what_it_is(
     kinds = {item.data_type for item in onnx.load(made.path).graph.initializer}
     assert onnx.TensorProto.DataType.Value(kind) in kinds
     assert {path.name for path in exported.path.parent.glob("m.*")} == {"m.onnx", f"m.{precision}.onnx"}
+    said = "\n".join(cheaper.describe_cheaper(made))
+    assert ("On a CPU it brings nothing but a smaller file" in said) == (precision == "fp16")
 
 
 def test_export_cheaper__below_the_gate_nothing_is_written_and_an_older_copy_goes(
@@ -104,28 +120,51 @@ def test_search_int8__leaves_ever_more_nodes_until_the_gate_opens(exported: Expo
     images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
     seen: list[int] = []
 
-    def judge(proto: Any) -> tuple[Any, float]:
+    def judge(proto: Any) -> Judged:
         seen.append(sum(node.op_type == "QuantizeLinear" for node in proto.graph.node))
-        return None, 0.5 if len(seen) < 2 else 0.9
+        return Judged(None, 0.5 if len(seen) < 2 else 0.9, np.nan)
 
-    found = cheaper._search_int8(graph, images, 0.9, judge)
+    before = Judged(None, 0.9, np.nan)
+    found = cheaper._search_int8(graph, images, before, judge)
     assert len(found.left) == 1
-    assert found.left[0] in graph.searched()
+    assert found.left[0] in graph.layers
     assert seen[1] < seen[0]
     # Where it never opens, the best that was seen comes back, for the message.
-    worst = cheaper._search_int8(graph, images, 0.9, lambda proto: (None, 0.1))
-    assert (worst.map, worst.left) == (0.1, ())
+    worst = cheaper._search_int8(graph, images, before, lambda proto: Judged(None, 0.1, np.nan))
+    assert (worst.judged.map, worst.left) == (0.1, ())
+
+
+def test_judged__a_loss_over_the_frequent_classes_counts_even_where_rare_ones_gain() -> None:
+    first = Judged(None, 0.5, 0.9)
+    assert first.fall(Judged(None, 0.51, 0.88)) == pytest.approx(0.02)
+    assert first.fall(Judged(None, 0.49, 0.91)) == pytest.approx(0.01)
+    assert Judged(None, 0.5, np.nan).fall(Judged(None, 0.6, np.nan)) == pytest.approx(-0.1)
+
+
+@given(st.integers(1, 80), st.integers(0, 100))
+def test_fewest__is_the_smallest_count_that_passes(most: int, needed: int) -> None:
+    asked: list[int] = []
+
+    def passes(count: int) -> bool:
+        asked.append(count)
+        return count >= needed
+
+    assert cheaper.fewest(passes, most) == (needed if needed <= most else None)
+    assert len(asked) == len(set(asked)) <= 2 + 2 * most.bit_length()
+    assert max(asked) <= most
 
 
 def test_sensitivity__the_node_with_the_ruined_range_comes_first(exported: Exported) -> None:
     graph = Graph(onnx.load(exported.path))
     images = np.ascontiguousarray(exported.examples.cache.pixels[:16])
     ranges = dict(quantize.measure_ranges(graph, images)["minmax"])
-    victim = graph.searched()[-1]
-    (output,) = next(node for node in graph.proto.graph.node if node.name == victim).output
+    victim = graph.layers[-1]
+    (output,) = next(node for node in graph.proto.graph.node if node.name == victim[0]).output
     ranges[output] = (0.0, 1e-3)  # clips nearly all of it
     reference = logits(open_model(graph.proto), images)
-    assert quantize.sensitivity(graph, ranges, images, reference)[0] == victim
+    found = quantize.sensitivity(graph, ranges, images, reference)
+    assert set(found) == set(graph.layers)
+    assert next(iter(found)) == victim
 
 
 def test_graph__body_is_floating_and_ends_before_the_last_linear(exported: Exported) -> None:
@@ -140,6 +179,31 @@ def test_graph__body_is_floating_and_ends_before_the_last_linear(exported: Expor
     assert not any(produced_late.intersection(nodes[name].output) for name in graph.body)
 
 
+def test_graph__a_layer_is_a_node_of_the_image_and_the_same_of_its_mirror_image(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make_model(ModelConfig(backbone="tiny_resnet", weights="none"), 3, 32)
+    nn.init.normal_(model.head.linear.weight)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+    graphs = []
+    for flip in (False, True):
+        info = ModelInfo("m", ("a", "b", "c"), 32, "p", (1.0,) * 3, (0.0,) * 3, (0.5,) * 3, flip=flip)
+        export_onnx(model, info, pixels, tmp_path / "m.onnx")
+        graphs.append(Graph(onnx.load(tmp_path / "m.onnx")))
+    plain, flipped = graphs
+    assert len(plain.layers) == len(flipped.layers)
+    kinds = {node.name: node.op_type for node in flipped.proto.graph.node}
+    for one, two in zip(plain.layers, flipped.layers, strict=True):
+        assert len(two) == 2 * len(one)
+        assert kinds[two[0]] == kinds[two[1]]
+    # A convolution goes back to float32 with what clips its output.
+    activations = {name for name, kind in kinds.items() if kind == "Relu" and name in flipped.body}
+    assert activations
+    assert activations <= {name for layer in flipped.layers for name in layer}
+    assert not any(node.op_type == "BatchNormalization" for node in flipped.proto.graph.node)
+    first = logits(open_model(tmp_path / "m.onnx"), pixels)
+    np.testing.assert_allclose(logits(open_model(flipped.proto), pixels), first, atol=1e-4)
+
+
 def test_least_error__narrows_a_range_that_few_values_reach() -> None:
     random = np.random.default_rng(0)
     even = random.uniform(0, 1, 100_000).astype(np.float32)
@@ -148,3 +212,54 @@ def test_least_error__narrows_a_range_that_few_values_reach() -> None:
         pytest.approx(20),
     )  # the narrowest tried
     assert quantize._least_error(even, (0.0, 1.0), random)[1] > 0.95
+
+
+def test_to_int8__a_layer_left_in_float32_is_computed_with_its_own_weights(tmp_path: Path) -> None:
+    """ONNX Runtime's own optimiser would give it int8 weights, without regard to what they are."""
+    torch.manual_seed(0)
+
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.last, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+            with torch.no_grad():
+                self.middle.weight *= torch.logspace(-2, 1, 8)[:, None, None, None]
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.first(image.permute(0, 3, 1, 2).float() / 255).relu()
+            x = self.last(self.middle(x).clip(0, 6)).relu()
+            logit = self.head(x.mean((2, 3)))
+            return logit, logit.sigmoid()
+
+    path = tmp_path / "between.onnx"
+    torch.onnx.export(
+        Between().eval(),
+        (torch.zeros(2, 16, 16, 3, dtype=torch.uint8),),
+        str(path),
+        input_names=[INPUT_NAME],
+        output_names=[LOGIT_NAME, SCORE_NAME],
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    graph = Graph(onnx.load(path))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    ranges = quantize.measure_ranges(graph, images)["minmax"]
+    convolutions = [node.name for node in graph.proto.graph.node if node.op_type == "Conv"]
+    middle = next(names for names in graph.layers if convolutions[1] in names)
+    proto = quantize.to_int8(graph, ranges, [name for name in graph.body if name not in middle])
+
+    import onnxruntime
+
+    def run(**options: Any) -> np.ndarray:
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), providers=["CPUExecutionProvider"], **options
+        )
+        return np.asarray(session.run([LOGIT_NAME], {INPUT_NAME: images})[0])
+
+    plain = onnxruntime.SessionOptions()
+    plain.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    written = run(sess_options=plain)
+    np.testing.assert_allclose(logits(open_model(proto), images), written, atol=1e-6)
+    assert np.abs(run() - written).max() > 1e-5, "ONNX Runtime no longer needs to be told"

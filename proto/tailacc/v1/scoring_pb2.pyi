@@ -100,7 +100,7 @@ class Limits(_message.Message):
     def __init__(self, request_images: _Optional[int] = ..., request_bytes: _Optional[int] = ..., image_bytes: _Optional[int] = ..., inflight_requests: _Optional[int] = ..., inflight_images: _Optional[int] = ..., inflight_bytes: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "classes", "image_size", "preprocessing", "thresholds", "limits", "server_version", "device", "description", "precision_thresholds", "wished_precision")
+    __slots__ = ("model", "classes", "image_size", "preprocessing", "thresholds", "limits", "server_version", "device", "description", "precision_thresholds", "wished_precision", "gate")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class GetModelResponse(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     PRECISION_THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     WISHED_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
     model: ModelRef
     classes: _containers.RepeatedScalarFieldContainer[str]
     image_size: int
@@ -123,4 +124,5 @@ class GetModelResponse(_message.Message):
     description: str
     precision_thresholds: _containers.RepeatedScalarFieldContainer[float]
     wished_precision: float
-    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., image_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., thresholds: _Optional[_Iterable[float]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., device: _Optional[str] = ..., description: _Optional[str] = ..., precision_thresholds: _Optional[_Iterable[float]] = ..., wished_precision: _Optional[float] = ...) -> None: ...
+    gate: str
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., image_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., thresholds: _Optional[_Iterable[float]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., server_version: _Optional[str] = ..., device: _Optional[str] = ..., description: _Optional[str] = ..., precision_thresholds: _Optional[_Iterable[float]] = ..., wished_precision: _Optional[float] = ..., gate: _Optional[str] = ...) -> None: ...
