@@ -74,9 +74,13 @@ def test_model_info__precision_thresholds_may_be_absent() -> None:
 
 
 def test_gate__comes_back_the_same_and_another_content_is_refused() -> None:
-    gate = Gate("int8", "a" * 64, 300, 0.8, 0.7985, 12, 0.9, 0.899, 0.003, 30.4, 101.0, 44_000_000, 11_000_000, 28, 2)
+    gate = Gate(
+        "int8", "a" * 64, 300, 0.8, 0.7985, 12, 0.9, 0.899, 0.003, 30.4, 101.0, 44_000_000, 11_000_000, 28, 2
+    )
     assert Gate.from_json(gate.to_json(), "s.parquet") == gate
     assert gate.fall == pytest.approx(0.0015)
     for text in ('{"precision": "int8"}', "[1]", "nothing"):
-        with pytest.raises(InputError, match=r"^s\.parquet: the gate's figures are not those of this version"):
+        with pytest.raises(
+            InputError, match=r"^s\.parquet: the gate's figures are not those of this version"
+        ):
             Gate.from_json(text, "s.parquet")
