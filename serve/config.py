@@ -88,9 +88,6 @@ class ServerConfig:
     max_delay_ms: float = 5.0
     """milliseconds that an image waits, while the model is idle, for others that are being decoded; on the CPU no
     core is idle for that: it decodes them"""
-    nice: int = 3
-    """how many steps of priority (Linux: nice) decode and inference stand behind the event loop, which refuses under
-    overload; they stand behind other programs too, so 0 where those share the cores"""
     stall_s: float = 20.0
     """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
     grace_s: float = 20.0
@@ -108,8 +105,6 @@ class ServerConfig:
             raise InputError(f"--max-batch must be from 0 to 4096, got {self.max_batch}")
         if not 0 <= self.max_delay_ms <= 1000:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
-        if not 0 <= self.nice <= 19:
-            raise InputError(f"--nice must be from 0 to 19, got {self.nice}")
         if not self.stall_s > 0:
             raise InputError(f"--stall-s must be above 0, got {self.stall_s}")
         if self.grace_s < 0:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from serve.priority import stand_behind
-
 Job = Callable[[], None]
 
 
@@ -17,8 +15,8 @@ class DecodePool:
     `ThreadPoolExecutor`: that makes a future with a lock for every image, and at its end waits for threads.
     """
 
-    def __init__(self, threads: int, nice: int = 0) -> None:
-        self.threads, self.nice = threads, nice
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -43,6 +41,5 @@ class DecodePool:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        stand_behind(self.nice)
         while job := self._jobs.get():
             job()

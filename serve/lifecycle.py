@@ -62,9 +62,9 @@ class ScoringServer:
         self.admission = Admission(config.limits)
         self.models = Models()
         self.address = ""
-        self.worker = InferenceWorker(config.stall_s, config.nice)
+        self.worker = InferenceWorker(config.stall_s)
         self.ended = False
-        self._pool = DecodePool(config.decode_threads or cores(), config.nice)
+        self._pool = DecodePool(config.decode_threads or cores())
         # Folders of models from MLflow: a worker that died opens its model again from there.
         self._sources = contextlib.ExitStack()
         self._health: Any = health.aio.HealthServicer()

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from serve.priority import stand_behind
-
 _log = logging.getLogger(__name__)
 
 Job = Callable[[], None]
@@ -59,15 +57,14 @@ class InferenceWorker:
 
     Args:
         stall_s: seconds without progress on one job after which the worker counts as hung.
-        nice: see `serve.priority`.
 
     Attributes:
         threads: how many; 1 until `grow`.
         deaths: how often they were given up.
     """
 
-    def __init__(self, stall_s: float, nice: int = 0) -> None:
-        self.stall_s, self.nice = stall_s, nice
+    def __init__(self, stall_s: float) -> None:
+        self.stall_s = stall_s
         self.threads = 1
         self.deaths = 0
         self._notices: list[DeathNotice] = []
@@ -142,7 +139,6 @@ class InferenceWorker:
             life.jobs.put(None)
 
     def _work(self, life: _Life, mark: _Mark) -> None:
-        stand_behind(self.nice)
         here = self._here
         here.life = life
         while job := here.next or life.jobs.get():

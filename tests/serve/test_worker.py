@@ -1,4 +1,3 @@
-import os
 import sys
 import threading
 import time
@@ -156,30 +155,6 @@ def test_worker__what_a_dying_job_led_to_is_dropped(worker):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
-def test_stand_behind__threads_are_nicer_than_the_main_thread_and_their_successors_are_not_nicer_still():
-    worker, pool = InferenceWorker(1.0, nice=2), DecodePool(1, nice=2)
-    pool.start()
-    main, seen, done = os.getpriority(os.PRIO_PROCESS, os.getpid()), [], threading.Event()
-
-    def look():
-        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    def fail():
-        look()
-        raise SystemExit(1)
-
-    told = threading.Event()
-    worker.subscribe(lambda reason: told.set())
-    worker.submit(fail)
-    _wait(told)
-    worker.submit(lambda: (look(), pool.submit(lambda: (look(), done.set()))))
-    _wait(done)
-    assert seen == [min(19, main + 2)] * 3
-    assert os.getpriority(os.PRIO_PROCESS, os.getpid()) == main
-    assert worker.close(20)
-    assert pool.close(20)
-
-
 def test_close__says_whether_the_threads_have_ended():
     gate = threading.Event()
     for make in (lambda: InferenceWorker(1.0), _pool):
