@@ -219,7 +219,8 @@ def _load(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str
 def banner(server: ScoringServer) -> str:
     """What serves and on what, for a person."""
     config, limits = server.config, server.config.limits
-    threads = f"inference {server.worker.threads}, decode {config.decode_threads or cores()}"
+    runners = max(served.runners for served in server.models.all())
+    threads = f"inference {runners}, decode {config.decode_threads or cores()}"
     mib = 1 << 20
     lines = []
     for served in server.models.all():

@@ -65,6 +65,11 @@ class ServedModel:
         return self.engine.model.buckets
 
     @property
+    def runners(self) -> int:
+        """How many batches are executed at once."""
+        return self.engine.model.runners
+
+    @property
     def max_delay(self) -> float:
         """Seconds that an image waits, while the model is idle, for others that are being decoded."""
         return self.engine.batcher.max_delay
