@@ -212,18 +212,16 @@ def to_float16(graph: Graph) -> Any:
     return cheap.model
 
 
-def sensitivity(
-    graph: Graph, ranges: Ranges, images: Pixels, reference: Floats
-) -> dict[tuple[str, ...], float]:
-    """The error of each layer of the graph, the largest first.
+def sensitivity(graph: Graph, ranges: Ranges, images: Pixels, reference: Floats) -> list[tuple[str, ...]]:
+    """The layers of the graph, the most sensitive first.
 
-    It is the squared error of the logits on uint8[N, S, S, 3] where that layer alone is quantised, against
+    That of a layer is the squared error of the logits on uint8[N, S, S, 3] where it alone is quantised, against
     `reference` float32[N, C].
     """
     errors = {
         layer: squared_error(to_int8(graph, ranges, layer), images, reference) for layer in graph.layers
     }
-    return dict(sorted(errors.items(), key=lambda item: (-item[1], item[0])))
+    return sorted(errors, key=lambda layer: (-errors[layer], layer))
 
 
 def squared_error(proto: Any, images: Pixels, reference: Floats) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 import onnxruntime
 
 from data.image import load
-from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME
+from data.model_file import DISABLED_OPTIMIZERS, INPUT_NAME, LOGIT_NAME, SCORE_NAME
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -34,7 +34,9 @@ def open_session(model: Path, threads: int) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(DISABLED_OPTIMIZERS)
+    )
 
 
 def score(session: Any, pixels: list[Any]) -> None:
