@@ -92,7 +92,7 @@ def _require_complete(out, model, folder):
 )
 def test_client__goes_on_after(start_server, make_model, image_folder, tmp_path, signal_number, code, ended):
     """Stopped in the middle, the same command finishes, and scores no image again that was on disk."""
-    folder, out, model = image_folder(80), tmp_path / "scores.parquet", make_model("slow")
+    folder, out, model = image_folder(40), tmp_path / "scores.parquet", make_model("slow")
     server = start_server("--max-batch", "1", model=model)
     first = _start_client(server.address, folder, out)
     _wait(lambda: _kept(out) or first.poll() is not None)
@@ -101,18 +101,18 @@ def test_client__goes_on_after(start_server, make_model, image_folder, tmp_path,
     assert first.returncode == code
     assert not out.exists()
     kept = _kept(out)
-    assert 0 < kept < 80
+    assert 0 < kept < 40
     if signal_number == signal.SIGINT:
-        assert f"{kept} of 80 images are kept in {parts_folder(out)}: the same command goes on" in errors
+        assert f"{kept} of 40 images are kept in {parts_folder(out)}: the same command goes on" in errors
     second = _start_client(server.address, folder, out)
     printed, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
     assert int(re.search(r"going on from (\d+) images", errors)[1]) == kept
-    assert "80 images sent, 80 scored, 0 failed" in printed
+    assert "40 images sent, 40 scored, 0 failed" in printed
     manifest = _require_complete(out, model, folder)
     assert [run["ended"] for run in manifest["runs"]] == [ended, "done"]
-    assert [run["images"] for run in manifest["runs"]] == [kept, 80 - kept]
-    assert sum(server["images"] for server in manifest["runs"][1]["servers"]) == 80 - kept
+    assert [run["images"] for run in manifest["runs"]] == [kept, 40 - kept]
+    assert sum(server["images"] for server in manifest["runs"][1]["servers"]) == 40 - kept
 
 
 def test_score__a_server_that_dies_leaves_its_work_to_the_other(
