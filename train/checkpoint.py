@@ -21,7 +21,20 @@ BEST = "best.pt"
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
 DIVERGED = "diverged.json"
-RUN_FILES = (CONFIG, HISTORY, SELECTION, ENVIRONMENT, CURVES, RESULT, BEST, LAST, PREVIOUS, DIVERGED)
+SELECTION_SCORES = "selection.npz"
+RUN_FILES = (
+    CONFIG,
+    HISTORY,
+    SELECTION,
+    ENVIRONMENT,
+    CURVES,
+    RESULT,
+    BEST,
+    LAST,
+    PREVIOUS,
+    DIVERGED,
+    SELECTION_SCORES,
+)
 
 
 def save(path: Path, state: dict[str, Any], keep: Path | None = None) -> None:

@@ -43,6 +43,11 @@ from train.interrupt import Interrupts, leave
 from train.process import check_names, start_process
 from train.revision import source_revision
 from train.run_folder import check_same, write_diverged, write_history, write_selection
+from train.selection_scores import (
+    SelectionScores,
+    best_figures,
+    write_selection_scores,
+)
 from train.step import Stepped, Stepper
 from train.tracking import MlflowTracker, NoTracker, Tracker
 
@@ -136,6 +141,7 @@ class _Run:
     """The state of one run in one process; the file of its environment exists in the main process alone."""
 
     environment: Environment
+    scored: SelectionScores
 
     def __init__(
         self,
@@ -198,6 +204,7 @@ class _Run:
                 if main and best:
                     weights = {"model": self.stepper.ema.model.state_dict()}
                     checkpoint.save(self.out / checkpoint.BEST, weights | self._about())
+                    write_selection_scores(self.out / checkpoint.SELECTION_SCORES, self.scored)
                 self._save()
                 if main:
                     tracker.epoch(number, metrics)
@@ -316,7 +323,11 @@ class _Run:
         all_logits = np.empty((len(labels), len(labels.classes)), dtype=np.float32)
         for rows, values in parts:
             all_logits[rows] = values
-        return self.examples.selection_ap(all_logits[index])
+        ids = tuple(labels.image_ids[i] for i in index)
+        self.scored = SelectionScores(
+            tuple(labels.classes), ids, labels.target[index], labels.mask[index], all_logits[index]
+        )
+        return self.scored.ap()
 
     def _save(self) -> None:
         """Write the checkpoint, the history and the environment (main process only)."""
@@ -403,7 +414,9 @@ class _Run:
                 if self.progress.history:
                     draw_curves(self.out / checkpoint.CURVES, self.progress.history)
                     files.append(self.out / checkpoint.CURVES)
+                    files.append(self.out / checkpoint.SELECTION_SCORES)
                     best = {"best/map": self.progress.best_map, "best/epoch": self.progress.best_epoch}
+                    best |= best_figures(self.out / checkpoint.SELECTION_SCORES)
                     tracker.finish(status, best, files)
                 else:
                     tracker.finish(status, {}, files)

@@ -165,7 +165,8 @@ def _start_ray(config: SearchConfig) -> None:
     if config.search.ray_address:
         ray.init(address=config.search.ray_address, runtime_env={"env_vars": variables}, **quiet)
     else:
-        ray.init(include_dashboard=False, runtime_env={"env_vars": variables}, **quiet)
+        # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
+        ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": variables}, **quiet)
     wanted = {"CPU": float(config.search.cpus), "GPU": _gpus(config)}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):

@@ -23,15 +23,16 @@ class Room:
     banned: tuple[str, ...]
 
 
-# The table. Everything stands on data/; eval.metrics and eval.calibration are pure numpy and lie at the bottom beside
-# it: the export fits on the selection part what the report measures, with the same functions.
+# The table. Everything stands on data/; these are pure numpy and lie at the bottom beside it: training, export and
+# search measure on the selection part what the report measures, with the same functions.
+PURE_EVAL = ("eval.metrics", "eval.calibration", "eval.intervals", "eval.ranking")
 TORCH = ("torch", "torchvision", "accelerate", "onnxscript")
 TABLE: dict[str, Room] = {
     #             may import of ours                    must not import
     "data": Room(("data",), (*TORCH, "mlflow", "grpc", "ray", "onnxruntime")),
     "proto": Room(("proto",), (*TORCH, "mlflow", "ray", "numpy", "onnxruntime")),
-    "train": Room(("train", "data", "eval.metrics", "eval.calibration"), ("ray", "grpc")),
-    "tune": Room(("tune", "train", "data"), ("grpc",)),
+    "train": Room(("train", "data", *PURE_EVAL), ("ray", "grpc")),
+    "tune": Room(("tune", "train", "data", *PURE_EVAL), ("grpc",)),
     "serve": Room(("serve", "data", "proto"), (*TORCH, "ray")),
     "eval": Room(("eval", "data", "train.tracking"), (*TORCH, "ray", "grpc", "onnxruntime")),
 }
@@ -40,6 +41,7 @@ TABLE: dict[str, Room] = {
 PURE: dict[str, set[str]] = {
     "eval.metrics": {"numpy"},
     "eval.calibration": {"numpy"},
+    "eval.intervals": {"numpy"},
     "train.tracking": {"numpy", "mlflow"},
 }
 
