@@ -39,6 +39,9 @@ proto: setup  ## generate the code of proto/ again
 lock: setup  ## renew the lock files from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --extra serve -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
+	cp requirements/dev.txt requirements/tune.txt  # to start from: its markers for PyPy, as constraints, have no solution
+	$(COMPILE) --extra tune pyproject.toml -o requirements/tune.txt
+	$(COMPILE) --extra mlflow -c requirements/dev.txt pyproject.toml -o requirements/mlflow.txt
 	sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements/uv.txt | $(COMPILE) --no-config - -o requirements/uv.txt
 
 conformance: setup  ## call the server with the unmodified tritonclient, in an environment of its own (runs/triton)
