@@ -65,11 +65,15 @@ class Epoch:
             for a class without a positive), lr (of the head, at the end), time/seconds and
             time/images_per_second (training without evaluation).
         best: whether val/map is the best so far.
+        first_step_at: when this process took its first step, in seconds since 1970.
+        run_id: of MLflow, "" where it is not tracked or not known yet.
     """
 
     epoch: int
     metrics: Mapping[str, float]
     best: bool
+    first_step_at: float
+    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ def fit(
     config: TrainConfig,
     report: Callable[[Epoch], None] = lambda epoch: None,
     tags: Mapping[str, str] | None = None,
+    report_everywhere: bool = False,
 ) -> Result:
     """Train one configuration, on this process or together with the others that Accelerate started.
 
@@ -99,6 +104,7 @@ def fit(
         report: called by the main process after each epoch; what it raises stops the run, which can be
             resumed.
         tags: for the MLflow run, such as its parent.
+        report_everywhere: call `report` in every process, with the same metrics: for a caller that waits for all.
 
     Raises:
         InputError: bad configuration or data; `Diverged` where the loss is not finite or explodes.
@@ -115,7 +121,7 @@ def fit(
     run = _Run(config, config.out, accelerator, examples, dict(tags or {}))
     if accelerator.is_main_process:
         banner(config, accelerator, examples, reason)
-    return run.train(report)
+    return run.train(report, report_everywhere)
 
 
 class _Progress:
@@ -175,11 +181,11 @@ class _Run:
             self.batches.batch_size,
         )
         self.progress, self.watch, self.run_id = _Progress(), LossWatch(), ""
-        self.saved_at = time.monotonic()
+        self.saved_at, self.first_step_at = time.monotonic(), 0.0
         if config.resume:
             self._restore()
 
-    def train(self, report: Callable[[Epoch], None]) -> Result:
+    def train(self, report: Callable[[Epoch], None], everywhere: bool) -> Result:
         """Run the epochs that are left, record them, and say where it ended."""
         config, main, progress = self.config, self.accelerator.is_main_process, self.progress
         if main:
@@ -210,7 +216,8 @@ class _Run:
                     tracker.epoch(number, metrics)
                     line = epoch_line(number, config.schedule.epochs, metrics, best)
                     print(line, file=sys.stderr, flush=True)
-                    report(Epoch(number, metrics, best))
+                if main or everywhere:
+                    report(Epoch(number, metrics, best, self.first_step_at, self.run_id))
                 self.accelerator.wait_for_everyone()
                 if config.schedule.patience and number - progress.best_epoch >= config.schedule.patience:
                     break
@@ -240,6 +247,7 @@ class _Run:
             for batch in self.batches.epoch(number, progress.step):
                 stepped = self.stepper.step(batch, (number - 1) * steps + batch.step)
                 waiting.append((batch.step, stepped))
+                self.first_step_at = self.first_step_at or time.time()
                 settle(late)
                 received, due = self._asked(batch.step, interrupts)
                 if (received or due) and batch.step + 1 < steps:

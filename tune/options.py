@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from data.errors import unknown
-from tune.space import DEFAULT_PRESET, PRESETS, SearchConfig
+from tune.presets import DEFAULT_PRESET, PRESETS
+from tune.space import SearchConfig
 
 _DESCRIPTION = (
     "Search over backbone, loss and learning rate. First choose a starting point with --preset "

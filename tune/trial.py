@@ -1,13 +1,23 @@
-"""One trial: what runs in a worker process of Ray."""
+"""One trial: what runs in a worker process of Ray, or over a group of them."""
 
 import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.checkpoint import LAST
+from train import checkpoint
+from train.config import TrainConfig
+from train.config_files import write_config
 from train.loop import Epoch, fit
+from train.selection_scores import read_selection_scores
 from train.tracking import PARENT_TAG
-from tune.space import SearchConfig, apply_point
+from tune.points import apply_point
+from tune.sampling import POINT_TAG, point_tag
+from tune.space import SearchConfig
 
 
 def trial_folder(out: Path, trial_id: str) -> Path:
@@ -15,41 +25,136 @@ def trial_folder(out: Path, trial_id: str) -> Path:
     return out / "trials" / trial_id
 
 
-def run_trial(point: dict[str, Any], config: SearchConfig, parent_run: str) -> None:
-    """Train one point and report each epoch to Ray Tune.
+def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str, str]) -> None:
+    """Train one point in this process and report each epoch to Ray Tune.
 
     Args:
-        point: see `tune.space.apply_point`.
+        settings: {"point": see `tune.space`}.
         config: the search; its paths are absolute.
-        parent_run: MLflow run id of the search, "" where it is not tracked.
+        tags: for the trial's MLflow run, such as its parent.
     """
     from ray import tune
 
     trial_id = tune.get_context().get_trial_id()
+    trial = settle(settings["point"], config, trial_id)
+    donor = tune.get_checkpoint()
+    if donor is not None and trial.out is not None:
+        with donor.as_directory() as folder:
+            take_over(Path(folder), trial.out, trial)
+        trial = dataclasses.replace(trial, resume=True, overwrite=False)
+    pbt = config.search.scheduler == "pbt"
+
+    def tell(values: dict[str, Any]) -> None:
+        if not pbt or trial.out is None:
+            tune.report(values)
+            return
+        with handed_on(trial.out) as folder:
+            tune.report(values, checkpoint=tune.Checkpoint.from_directory(str(folder)))
+
+    fit(trial, Report(trial, tell), run_tags(settings["point"], config, trial_id, tags))
+
+
+def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> TrainConfig:
+    """The configuration of a trial, which goes on where its folder has a checkpoint.
+
+    One whose worker died or whose search was interrupted goes on after what it last saved; one that never saved
+    anything starts anew in what it left.
+    """
     if config.out is None:
         raise ValueError("the search has no folder")
     folder = trial_folder(config.out, trial_id)
     trial = apply_point(config, point, folder)
-    # A trial whose worker died or whose search was interrupted goes on after its last finished epoch;
-    # one that never finished an epoch starts anew in what it left.
-    trial = dataclasses.replace(
-        trial, resume=(folder / LAST).is_file(), overwrite=not (folder / LAST).is_file()
-    )
-    tags = {"trial_id": trial_id, "search": str(config.out)}
-    best = -1.0
+    saved = any((folder / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
+    return dataclasses.replace(trial, resume=saved, overwrite=not saved)
 
-    def report(epoch: Epoch) -> None:
-        nonlocal best
-        best = max(best, epoch.metrics["val/map"])
-        tune.report(
+
+def run_tags(
+    point: Mapping[str, Any], config: SearchConfig, trial_id: str, tags: Mapping[str, str]
+) -> dict[str, str]:
+    """The tags of a trial's MLflow run: who it is, where it runs, and whose child it is."""
+    import ray
+
+    own = {
+        "trial_id": trial_id,
+        "search": str(config.out),
+        POINT_TAG: point_tag(point),
+        "trial.node": ray.get_runtime_context().get_node_id(),
+        "trial.gpu": gpu_name(),
+        "trial.state": "running",
+    }
+    return own | {key: value for key, value in tags.items() if value}
+
+
+def gpu_name() -> str:
+    """The name of this process's GPU, "" on a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+class Report:
+    """What a trial tells the search after each epoch; called by `fit`.
+
+    Args:
+        trial: its configuration.
+        tell: takes the flat dict.
+    """
+
+    def __init__(self, trial: TrainConfig, tell: Callable[[dict[str, Any]], None]) -> None:
+        self._trial, self._tell = trial, tell
+        self._best = (-1.0, math.nan, math.nan)
+
+    def __call__(self, epoch: Epoch) -> None:
+        import ray
+
+        folder = self._trial.out
+        if folder is not None and (epoch.best or self._best[0] < 0):
+            scores = read_selection_scores(folder / checkpoint.SELECTION_SCORES)
+            self._best = (scores.map(), *scores.map_interval())
+        self._tell(
             {
                 "map": epoch.metrics["val/map"],
-                "best_map": best,
+                "best_map": self._best[0],
+                "map_low": self._best[1],
+                "map_high": self._best[2],
                 "epoch": epoch.epoch,
                 "loss": epoch.metrics["train/loss"],
                 "images_per_second": epoch.metrics["time/images_per_second"],
                 "seconds": epoch.metrics["time/seconds"],
+                "first_step_at": epoch.first_step_at,
+                "run_id": epoch.run_id,
+                "node": ray.get_runtime_context().get_node_id(),
+                "gpu": gpu_name(),
             }
         )
 
-    fit(trial, report, tags | ({PARENT_TAG: parent_run} if parent_run else {}))
+
+@contextmanager
+def handed_on(folder: Path) -> Iterator[Path]:
+    """A folder with a copy of a trial's checkpoint and score file, for Ray to keep; removed at the end."""
+    copy = folder.with_name(folder.name + ".handed-on")
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    try:
+        for name in (checkpoint.LAST, checkpoint.BEST, checkpoint.SELECTION_SCORES):
+            if (folder / name).is_file():
+                # These are replaced by a rename and never changed: a link is a copy.
+                os.link(folder / name, copy / name)
+        yield copy
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def take_over(donor: Path, folder: Path, trial: TrainConfig) -> None:
+    """Go on from a checkpoint that Ray Tune hands over: PBT's better trial, or one's own after a pause.
+
+    The trial keeps its own MLflow run, and its configuration becomes the one that the checkpoint is gone on with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = checkpoint.load_latest(folder)["run_id"] if (folder / checkpoint.LAST).is_file() else ""
+    state = checkpoint.load(donor / checkpoint.LAST)
+    checkpoint.save(folder / checkpoint.LAST, state | {"run_id": own})
+    for name in (checkpoint.BEST, checkpoint.SELECTION_SCORES):
+        if (donor / name).is_file():
+            shutil.copyfile(donor / name, folder / name)
+    write_config(folder / checkpoint.CONFIG, trial)
