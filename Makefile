@@ -12,6 +12,8 @@ COMPILE := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/python -m uv pip compile
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+# 2 GB that a server without a GPU does not load.
+CUDA := nvidia-cublas nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-curand nvidia-nvjitlink
 
 setup: $(STAMP)  ## build .venv from python3, or bring it up to date
 
@@ -39,6 +41,7 @@ proto: setup  ## generate the code of proto/ again
 lock: setup  ## renew the lock files from pyproject.toml
 	$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(COMPILE) --extra serve -c requirements/dev.txt pyproject.toml -o requirements/serve.txt
+	$(COMPILE) --extra serve -c requirements/dev.txt $(CUDA:%=--no-emit-package %) pyproject.toml -o requirements/serve-cpu.txt
 	cp requirements/dev.txt requirements/tune.txt  # to start from: its markers for PyPy, as constraints, have no solution
 	$(COMPILE) --extra tune pyproject.toml -o requirements/tune.txt
 	$(COMPILE) --extra mlflow -c requirements/dev.txt pyproject.toml -o requirements/mlflow.txt
