@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from train.examples import Examples, open_examples
 from train.heads import Classifier, make_model
 from train.onnx_graph import PARITY_BATCHES, Parity, export_onnx
 from train.selection_fit import CalibrationChoice, SelectionFit, fit_on_selection, selection_logits
-from train.tracking import HASH_TAG, client, open_store
+from train.selection_scores import SelectionScores
+from train.tracking import HASH_TAG, open_store
+
+CHAMPION, PREVIOUS = "champion", "previous"
+# SHA-256 of the file that a registered version was made from. MLflow writes the graph anew, so that its own file
+# (`HASH_TAG`) may have another.
+EXPORTED_TAG = "model.exported_sha256"
+CARD = "card.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,8 @@ class Exported:
         fit: the calibration and the thresholds, and what they are worth.
         note: why the MLflow run was not told of the file, "" where it was.
         examples: what the run learnt from and what it was selected on.
+        scores: the logits of the selection part that the calibration was fitted to.
+        run: folder of the run.
     """
 
     path: Path
@@ -48,6 +58,8 @@ class Exported:
     fit: SelectionFit
     note: str
     examples: Examples
+    scores: SelectionScores
+    run: Path
 
 
 def newest_run(folder: Path) -> Path:
@@ -117,7 +129,11 @@ def export_run(
     # The selection part first: images that the weights were not fitted to; the rest where it is too small.
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]
     parity = export_onnx(model, info, examples.cache.pixels[rows], out)
-    return Exported(out, info, parity, state["map"], fit, _tell_run(info.run_id, out, fit), examples)
+    scores = SelectionScores(
+        classes, tuple(labels.image_ids[i] for i in index), labels.target[index], labels.mask[index], logit
+    )
+    note = _tell_run(info.run_id, out, fit)
+    return Exported(out, info, parity, state["map"], fit, note, examples, scores, folder)
 
 
 def _tell_run(run_id: str, path: Path, fit: SelectionFit) -> str:
@@ -172,24 +188,106 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def register_model(exported: Exported, name: str, alias: str) -> str:
+def summary(exported: Exported) -> str:
+    """What a person should know of a registered version, as a few lines of Markdown."""
+    info, labels, scores = exported.info, exported.examples.labels, exported.scores
+    low, high = scores.map_interval()
+    return "\n".join(
+        [
+            f"**{info.name}**: {len(info.classes)} yes/no labels of a photograph, {info.precision}.",
+            "",
+            f"- selection mAP {scores.map():.4f} [{low:.4f}, {high:.4f}] on {len(scores.image_ids)} images, which also "
+            "chose the model: optimistic",
+            f"- data: {labels.name}, fingerprint {info.data_fingerprint}",
+            f"- calibration {info.calibration}; largest |logit difference| to torch "
+            f"{exported.parity.difference:.1e}",
+            f"- source {info.source_revision or 'unknown'}",
+            f"- exported file SHA-256 {sha256(exported.path)}",
+            f"- the model card, where one was written: {CARD} among the model's artifacts",
+        ]
+    )
+
+
+def register_model(exported: Exported, name: str, alias: str, card: Path | None = None) -> str:
     """Log the model file to its MLflow run, register it as a new version of `name`, and return the version.
+
+    A file that is registered under the name already keeps its version; card, description and alias are renewed.
+    The run's status and its end are left as they are.
 
     Args:
         exported: of a run that was tracked.
         name: of the registered model.
-        alias: set on the new version, such as "champion"; "" = none.
-    """
-    import mlflow
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+        alias: set on the version, such as "champion"; "" = none.
+        card: a file that goes beside the model in MLflow.
 
+    Raises:
+        InputError: the run was not tracked, or is not in this store; a name that the server could not fetch.
+    """
     info = exported.info
     if not info.run_id:
         raise InputError(
             f"{exported.path} comes from a run that was not tracked; leave out --tracking.no-enabled in training"
         )
+    if not name or set(name) & set("/:@'\","):
+        raise InputError(
+            f"a registered model's name must not be empty nor hold / : @ , or quotes, got '{name}'"
+        )
+    store, digest = registry(), sha256(exported.path)
+    found = _registered_before(store, name, info.run_id, digest)
+    if found is None:
+        model_id = _log_model(store, exported)
+        _log_figures(store, exported, model_id)
+        found = _create_version(store, exported, name, model_id, digest)
+    if card:
+        store.log_model_artifact(found.source.removeprefix("models:/"), str(card))
+    number = str(found.version)
+    store.update_model_version(name, number, description=summary(exported))
+    if alias:
+        set_alias(store, name, alias, number)
+    return number
+
+
+def registry() -> Any:
+    """A client on the store that is there. Raises `InputError` where there is none."""
+    store: Any = open_store()
+    if store is None:
+        raise InputError(
+            f"no MLflow store in {Path.cwd()} (mlflow.db); go to the folder of the training, or set "
+            "MLFLOW_TRACKING_URI"
+        )
+    return store
+
+
+def aliases(store: Any, name: str) -> dict[str, str]:
+    """Alias -> version of a registered model."""
+    # MLflow gives the versions as numbers or as text, depending on the store.
+    return {key: str(version) for key, version in store.get_registered_model(name).aliases.items()}
+
+
+def set_alias(store: Any, name: str, alias: str, version: str) -> None:
+    """Move an alias. What was champion becomes `previous` first: an interruption never leaves no champion."""
+    if alias == CHAMPION:
+        earlier = aliases(store, name).get(CHAMPION, version)
+        if earlier != version:
+            store.set_registered_model_alias(name, PREVIOUS, earlier)
+    store.set_registered_model_alias(name, alias, version)
+
+
+def _registered_before(store: Any, name: str, run_id: str, digest: str) -> Any:
+    """The version of `name` that holds this very file, None where there is none."""
+    versions = store.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return next((found for found in versions if found.tags.get(EXPORTED_TAG) == digest), None)
+
+
+def _log_model(store: Any, exported: Exported) -> str:
+    """Log the file as a model of its run; returns MLflow's id of it."""
+    import mlflow
+    import onnx
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    info, examples = exported.info, exported.examples
     size, classes = info.size, len(info.classes)
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), INPUT_NAME)]),
@@ -197,33 +295,84 @@ def register_model(exported: Exported, name: str, alias: str) -> str:
             [TensorSpec(np.dtype("float32"), (-1, classes), output) for output in (LOGIT_NAME, SCORE_NAME)]
         ),
     )
-    store: Any = client()
-    with mlflow.start_run(run_id=info.run_id):
-        logged = mlflow.onnx.log_model(
-            onnx.load(exported.path),
-            name="model",
-            registered_model_name=name,
-            signature=signature,
-            input_example={INPUT_NAME: np.zeros((1, size, size, 3), dtype=np.uint8)},
-            pip_requirements=[f"onnxruntime-gpu=={_version('onnxruntime-gpu')}"],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
-        )
-    version = str(logged.registered_model_version)
-    store.set_model_version_tag(name, version, "selection_map", f"{exported.selection_map:.4f}")
-    store.set_model_version_tag(name, version, "parity", f"{exported.parity.difference:.1e}")
-    store.set_model_version_tag(name, version, "calibration", info.calibration)
+    try:
+        run = store.get_run(info.run_id)
+    except MlflowException as error:
+        raise InputError(
+            f"the run of {exported.path} is not in the MLflow store {mlflow.get_tracking_uri()} "
+            f"({str(error).splitlines()[0]}); set MLFLOW_TRACKING_URI to the one that it was trained with"
+        ) from error
+    # Made here rather than by log_model, which would want the run to be active and so set its status and its end.
+    model = store.create_logged_model(
+        run.info.experiment_id, "model", info.run_id, params=dict(run.data.params), model_type="onnx"
+    )
+    mlflow.onnx.log_model(
+        onnx.load(exported.path),
+        model_id=model.model_id,
+        run_id=info.run_id,
+        signature=signature,
+        # A photograph, so that whoever tries the example sees an answer worth reading.
+        input_example={INPUT_NAME: np.ascontiguousarray(examples.cache.pixels[examples.selection[:1]])},
+        pip_requirements=[f"{package}=={version(package)}" for package in ("onnx", "onnxruntime-gpu")],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+    )
+    return str(model.model_id)
+
+
+def _log_figures(store: Any, exported: Exported, model_id: str) -> None:
+    """Metrics on the selection part, each linked to the model and to that part as a data set of the run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+    examples, scores, run_id = exported.examples, exported.scores, exported.info.run_id
+    labels = examples.labels
+    name = f"{labels.name}, selection part"
+    part = labels.subset(examples.selection, name)
+    dataset = Dataset(
+        name=name,
+        digest=part.fingerprint(),
+        source_type="local",
+        source=json.dumps({"path": str(labels.paths[0].parent.resolve())}),
+        profile=json.dumps({"images": len(part), "classes": len(part.classes)}),
+    )
+    store.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "selection")])])
+    low, high = scores.map_interval()
+    figures = {"map": scores.map(), "map_low": low, "map_high": high, "ece": exported.fit.ece_after}
+    figures |= {f"ap/{c}": float(ap) for c, ap in zip(scores.classes, scores.ap(), strict=True)}
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(f"selection/{key}", value, now, 0, model_id, name, dataset.digest, run_id)
+        for key, value in figures.items()
+        if math.isfinite(value)
+    ]
+    store.log_batch(run_id, metrics=metrics)
+
+
+def _create_version(store: Any, exported: Exported, name: str, model_id: str, digest: str) -> Any:
+    """A new version of `name` with all its tags at once: no version without its hash, whenever this is cut off."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    info, scores, uri = exported.info, exported.scores, f"models:/{model_id}"
+    low, high = scores.map_interval()
+    tags = {
+        EXPORTED_TAG: digest,
+        "model": info.name,
+        "precision": info.precision,
+        "selection_map": f"{scores.map():.4f}",
+        "selection_map_low": f"{low:.4f}",
+        "selection_map_high": f"{high:.4f}",
+        "parity": f"{exported.parity.difference:.1e}",
+        "calibration": info.calibration,
+        "data": info.data_fingerprint,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        # MLflow writes the graph anew, so its file may have another hash than ours.
-        mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=folder)
+        mlflow.artifacts.download_artifacts(uri, dst_path=folder)
         (file,) = Path(folder).rglob("*.onnx")
-        store.set_model_version_tag(name, version, HASH_TAG, sha256(file))
-    if alias:
-        store.set_registered_model_alias(name, alias, version)
-    return version
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
+        tags[HASH_TAG] = sha256(file)
+    try:
+        store.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return store.create_model_version(name, uri, run_id=info.run_id, tags=tags, model_id=model_id)
