@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from data.errors import InputError
+from train.outbox import OUTBOX
 
 CONFIG = "config.json"
 HISTORY = "history.csv"
@@ -120,7 +121,7 @@ def claim(out: Path, overwrite: bool, resume: bool) -> None:
         raise InputError(
             f"--out {out} is not empty; choose another folder, or --resume to go on with its run, or --overwrite"
         )
-    foreign = sorted(content - set(RUN_FILES))
+    foreign = sorted(content - {*RUN_FILES, OUTBOX})
     if foreign:
         raise InputError(
             f"--overwrite: {out} holds '{foreign[0]}', which is not a run's file; choose another folder"

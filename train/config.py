@@ -286,11 +286,17 @@ class TrackingConfig:
         enabled: record the run in MLflow.
         experiment: name of the MLflow experiment.
         run_name: shown in the UI; empty: backbone, loss and learning rate.
+        wait: seconds that the end of a run waits for a tracking server that is away; what it has not taken by
+            then stays in the run's folder for train/send.py.
     """
 
     enabled: bool = True
     experiment: str = "tailacc"
     run_name: str = ""
+    wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        require(self.wait >= 0, "tracking.wait must not be negative", self.wait)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,9 @@ class _Run:
             self.batches.steps,
             self.batches.batch_size,
         )
-        self.progress, self.watch, self.run_id = _Progress(), LossWatch(), ""
+        self.progress, self.watch = _Progress(), LossWatch()
+        self.tracker: Tracker = NoTracker()
+        self.resumed_run = ""
         self.saved_at, self.first_step_at = time.monotonic(), 0.0
         if config.resume:
             self._restore()
@@ -198,7 +200,7 @@ class _Run:
                 describe_session(config, self.accelerator),
             )
         with self._tracked() as tracker, Interrupts().watched() as interrupts:
-            self.run_id = tracker.run_id
+            self.tracker = tracker
             for number in range(len(progress.history) + 1, config.schedule.epochs + 1):
                 metrics = self._epoch(number, interrupts)
                 best = config.schedule.keep == "last" or metrics["val/map"] > progress.best_map
@@ -225,7 +227,7 @@ class _Run:
                     (received,) = self._largest(interrupts.received)
                     if received:
                         self._leave(received)
-            return self._result()
+        return self._result()
 
     def _epoch(self, number: int, interrupts: Interrupts) -> dict[str, float]:
         """Train one epoch (counted from 1), or what is left of it, and evaluate it on the selection part."""
@@ -337,6 +339,11 @@ class _Run:
         )
         return self.scored.ap()
 
+    @property
+    def run_id(self) -> str:
+        """Of MLflow, "" until it has answered."""
+        return self.tracker.run_id
+
     def _save(self) -> None:
         """Write the checkpoint, the history and the environment (main process only)."""
         self.saved_at = time.monotonic()
@@ -379,7 +386,7 @@ class _Run:
         progress.total, progress.seconds = state["total"], state["seconds"]
         progress.best_epoch, progress.best_map = state["best_epoch"], state["best_map"]
         self.watch.restore(state["watch"])
-        self.run_id = state["run_id"]
+        self.resumed_run = state["run_id"]
 
     @contextmanager
     def _tracked(self) -> Iterator[Tracker]:
@@ -389,6 +396,7 @@ class _Run:
         if config.tracking.enabled and self.accelerator.is_main_process:
             counts = {"train": len(self.examples.train), "selection": len(self.examples.selection)}
             tracker = MlflowTracker(
+                self.out,
                 config.tracking.experiment,
                 config.tracking.run_name or run_name(config),
                 flatten(to_dict(config)),
@@ -399,7 +407,8 @@ class _Run:
                     "profile": json.dumps(counts | {"classes": len(labels.classes)}),
                 },
                 {"source_revision": source_revision(), **self.tags},
-                self.run_id,
+                self.resumed_run,
+                config.tracking.wait,
             )
         recorded = (
             checkpoint.CONFIG,
@@ -418,7 +427,8 @@ class _Run:
             raise
         finally:
             if self.accelerator.is_main_process:
-                self.environment.write(status, self.run_id)
+                known = self.run_id
+                self.environment.write(status, known)
                 if self.progress.history:
                     draw_curves(self.out / checkpoint.CURVES, self.progress.history)
                     files.append(self.out / checkpoint.CURVES)
@@ -428,6 +438,8 @@ class _Run:
                     tracker.finish(status, best, files)
                 else:
                     tracker.finish(status, {}, files)
+                if self.run_id != known:  # MLflow had not answered before
+                    self.environment.write(status, self.run_id)
 
     def _result(self) -> Result:
         seconds = sum(epoch["time/seconds"] for epoch in self.progress.history)

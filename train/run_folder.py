@@ -16,6 +16,7 @@ def check_same(path: Path, config: TrainConfig) -> None:
     """Refuse to resume with settings that would not continue the same run."""
     saved = flatten(json.loads(path.read_text(encoding="utf-8")))
     free = {"out", "overwrite", "resume", "data.cache", "threads", "checkpoint_minutes", "compile"}
+    free.add("tracking.wait")
     now = flatten(to_dict(config))
     for key, value in now.items():
         if key not in free and saved.get(key) != value:

@@ -1,31 +1,43 @@
-"""What goes into MLflow. The only module of train/ that imports it, and it imports nothing of train/.
+"""What goes into MLflow: this module and the two it stands on, `train.outbox` and `train.mlflow_calls`.
 
 The store is MLFLOW_TRACKING_URI, or MLflow's own default (SQLite, `mlflow.db` in the current folder), so that
 a plain `mlflow ui` shows the runs.
 """
 
-import json
-import logging
-import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-PARENT_TAG = "mlflow.parentRunId"
+from train.mlflow_calls import PARENT_TAG, client, experiment_id
+from train.outbox import Outbox
+
+__all__ = [
+    "CHEAPER_HASH_TAGS",
+    "HASH_TAG",
+    "PARENT_TAG",
+    "MlflowTracker",
+    "NoTracker",
+    "Tracker",
+    "client",
+    "experiment_id",
+    "open_store",
+]
+
 # SHA-256 of the model file, on the run that it was exported from and on the registered version: it leads from a
 # score file, which names the hash, back to the run.
 HASH_TAG = "model.sha256"
 # Of the cheaper copies of that file.
 CHEAPER_HASH_TAGS = {"int8": "model.int8.sha256", "fp16": "model.fp16.sha256"}
-_PARAMETER_LIMIT = 6000  # MLflow's longest parameter value, in characters
+_WAIT_STOPPED = 10.0  # seconds for the record of a run that failed or was told to stop
 
 
 class Tracker(Protocol):
     """Where a run is recorded."""
 
-    run_id: str
+    @property
+    def run_id(self) -> str:
+        """Of MLflow; "" where there is none, or none yet."""
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of an epoch (counted from 1)."""
@@ -46,15 +58,6 @@ class NoTracker:
         """Nothing."""
 
 
-def client() -> Any:
-    """An `MlflowClient` on the store, with the logs of its database migrations kept quiet."""
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient()
-
-
 def open_store() -> Any:
     """A client on MLFLOW_TRACKING_URI, or on mlflow.db of the current folder; None where there is none.
 
@@ -70,81 +73,54 @@ def open_store() -> Any:
     return client()
 
 
-def experiment_id(mlflow_client: Any, name: str) -> str:
-    """The id of the experiment of that name, created at first use, also when several processes try at once."""
-    from mlflow.exceptions import MlflowException
-
-    found = mlflow_client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            # The UI then opens on runs and models rather than on traces of language models.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(mlflow_client.create_experiment(name, tags=tags))
-        except MlflowException:
-            found = mlflow_client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
 class MlflowTracker:
-    """One MLflow run, new or taken up again.
+    """One MLflow run, new or taken up again. Nothing here waits for MLflow but `finish`: see `train.outbox`.
 
     Args:
+        folder: of the run, which keeps the outbox. One that is there is gone on with.
         experiment: name of the experiment.
         run_name: shown in the UI.
         parameters: flat, dotted names.
         dataset: name, digest, source and profile of the data set, logged as the run's input.
         tags: further tags; `PARENT_TAG` makes it a child of another run.
-        run_id: the run to take up again instead of starting one.
+        run_id: the run to take up again where the folder has no outbox.
+        wait: seconds that `finish` gives a server that is away.
     """
 
     def __init__(
         self,
+        folder: Path,
         experiment: str,
         run_name: str,
         parameters: Mapping[str, Any],
         dataset: Mapping[str, str],
         tags: Mapping[str, str],
         run_id: str = "",
+        wait: float = 60.0,
     ) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        self._wait = wait
+        self._outbox = Outbox(folder, experiment, run_name, tags, run_id)
+        if self._outbox.taken_up:
+            self._outbox.tags(tags)  # it may go on elsewhere
+        else:
+            self._outbox.params(parameters)
+            self._outbox.dataset(dataset)
 
-        self._client = client()
-        if run_id:
-            self.run_id = run_id
-            self._client.update_run(run_id, status="RUNNING")
-            return
-        run = self._client.create_run(
-            experiment_id(self._client, experiment), run_name=run_name or None, tags=dict(tags)
-        )
-        self.run_id = run.info.run_id
-        self._client.log_batch(
-            self.run_id, params=[Param(k, str(v)[:_PARAMETER_LIMIT]) for k, v in parameters.items()]
-        )
-        source = Dataset(
-            name=dataset["name"],
-            digest=dataset["digest"],
-            source_type="local",
-            source=json.dumps({"path": dataset["source"]}),
-            profile=dataset["profile"],
-        )
-        context = [InputTag("mlflow.data.context", "training")]
-        self._client.log_inputs(self.run_id, [DatasetInput(source, context)])
+    @property
+    def run_id(self) -> str:
+        """Of MLflow, "" until the server has answered."""
+        return self._outbox.run_id
 
     def epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of an epoch (counted from 1) in one call; NaN (a class without AP) is left out."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        values = [Metric(k, float(v), now, epoch) for k, v in metrics.items() if math.isfinite(v)]
-        self._client.log_batch(self.run_id, metrics=values)
+        self._outbox.metrics(metrics, epoch)
 
     def finish(self, status: str, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
-        """Close the run with its last metrics and files."""
-        for key, value in metrics.items():
-            self._client.log_metric(self.run_id, key, value)
+        """Close the run with its last metrics and files; what MLflow could not take stays in the folder."""
+        self._outbox.metrics(metrics)
         for path in artifacts:
             if path.is_file():
-                self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, status)
+                self._outbox.artifact(path)
+        self._outbox.end(status)
+        # Who is told to stop is not waited for.
+        self._outbox.close(self._wait if status == "FINISHED" else min(self._wait, _WAIT_STOPPED))

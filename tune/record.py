@@ -1,50 +1,27 @@
-"""The search in MLflow: one parent run with the space and the table of trials, one child run a trial."""
+"""The search in MLflow: one parent run with the space and the table of trials, one child run a trial.
 
-import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing here waits for MLflow but `wait_for_run` and `finish`: the calls go through an outbox in the search's folder
+(`train.outbox`), and those about a trial through the trial's own, which also outlives a trial that was killed.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.config_files import flatten, to_dict
+from train.mlflow_calls import PARENT_TAG
+from train.outbox import Outbox, now
 from train.revision import source_revision
-from train.tracking import client, experiment_id
+from tune.rows import TABLE, TrialRow, write_table
 from tune.space import SearchConfig
+from tune.trial import trial_folder
+
+__all__ = ["SEARCH_TAG", "STATE_TAG", "TABLE", "ParentRun", "TrialRow", "write_table"]
 
 STATE_TAG = "trial.state"
-TABLE = "trials.csv"
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRow:
-    """What is known of one trial.
-
-    Attributes:
-        trial_id: Ray's.
-        state: running, completed, pruned (stopped early by ASHA), failed, or unfinished.
-        backbone, loss, lr: its point.
-        epoch: the last finished one.
-        best_map: best selection mAP (VOC 2010) so far, NaN before the first epoch.
-        reason: why it failed, one line.
-    """
-
-    trial_id: str
-    state: str
-    backbone: str
-    loss: str
-    lr: float
-    epoch: int
-    best_map: float
-    reason: str = ""
-
-
-def write_table(path: Path, rows: Sequence[TrialRow]) -> None:
-    """The table of trials as CSV, best first."""
-    names = list(TrialRow.__slots__)
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(names)
-        writer.writerows([getattr(row, name) for name in names] for row in rows)
+# On the search and on its trials: joins them also where the search's run had no id when a trial began.
+SEARCH_TAG = "search.key"
+_STATUS = {"completed": "FINISHED", "failed": "FAILED"}
 
 
 class ParentRun:
@@ -52,46 +29,67 @@ class ParentRun:
 
     Args:
         config: the search.
-        run_id: the run to take up again; "" starts one.
+        out: its folder, which keeps the outbox; one that is there is gone on with.
+        run_id: the run to take up again where the folder has no outbox.
     """
 
-    def __init__(self, config: SearchConfig, run_id: str) -> None:
-        from mlflow.entities import Param
-
-        self._client = client()
-        if run_id:
-            self.run_id = run_id
-            self._client.update_run(run_id, status="RUNNING")
-            return
-        experiment = experiment_id(self._client, config.tracking.experiment)
+    def __init__(self, config: SearchConfig, out: Path, run_id: str = "") -> None:
         name = config.tracking.run_name or f"search: {config.search.sampler}, {config.search.trials} trials"
         tags = {"kind": "search", "source_revision": source_revision()}
-        run = self._client.create_run(experiment, run_name=name, tags=tags)
-        self.run_id = run.info.run_id
-        parameters = flatten(to_dict(config))
-        self._client.log_batch(self.run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
+        self._out, self._wait = out, config.tracking.wait
+        self._outbox = Outbox(out, config.tracking.experiment, name, tags, run_id)
+        if not self._outbox.taken_up:
+            self._outbox.tags({SEARCH_TAG: self._outbox.key})
+            self._outbox.params(flatten(to_dict(config)))
+
+    @property
+    def run_id(self) -> str:
+        """Of MLflow, "" until the server has answered."""
+        return self._outbox.run_id
+
+    def wait_for_run(self, seconds: float) -> str:
+        """The run's id, waited for that long; "" where the server is away."""
+        return self._outbox.wait_for_run(seconds)
+
+    def child_tags(self) -> dict[str, str]:
+        """What makes a trial's run a child of this one; without the parent's id it becomes one when it ends."""
+        return {SEARCH_TAG: self._outbox.key} | ({PARENT_TAG: self.run_id} if self.run_id else {})
 
     def trial_ended(self, row: TrialRow) -> None:
         """Tag a trial's run with what became of it, and close it where its process could not."""
-        experiment = self._client.get_run(self.run_id).info.experiment_id
-        found = self._client.search_runs([experiment], f"tags.trial_id = '{row.trial_id}'")
-        for run in found:
-            if run.data.tags.get("mlflow.parentRunId") != self.run_id:
-                continue
-            self._client.set_tag(run.info.run_id, STATE_TAG, row.state)
-            if row.reason:
-                self._client.set_tag(run.info.run_id, "trial.reason", row.reason)
-            status = {"completed": "FINISHED", "failed": "FAILED"}.get(row.state, "KILLED")
-            self._client.set_terminated(run.info.run_id, status)
+        tags = {
+            "trial_id": row.trial_id,
+            STATE_TAG: row.state,
+            "trial.reason": row.reason,
+            "trial.node": row.node,
+            "trial.gpu": row.gpu,
+            "trial.restarts": str(row.restarts),
+            SEARCH_TAG: self._outbox.key,
+        }
+        child = {
+            "call": "child",
+            "folder": str(trial_folder(self._out, row.trial_id).relative_to(self._out)),
+            "trial_id": row.trial_id,
+            "run_id": row.run_id,
+            "tags": {key: value for key, value in tags.items() if value},
+            "status": _STATUS.get(row.state, "KILLED"),
+            "time": now(),
+            "restarted": row.restarts > 0 or row.state in ("failed", "unfinished"),
+        }
+        self._outbox.add(child, {"call": "send_child", "folder": child["folder"]})
 
     def finish(
-        self, status: str, metrics: dict[str, float], tags: dict[str, Any], files: Sequence[Path]
-    ) -> None:
-        """Close the search as "FINISHED" or "KILLED" with its best trial's figures and its files."""
-        for key, value in metrics.items():
-            self._client.log_metric(self.run_id, key, value)
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        self, status: str, metrics: Mapping[str, float], tags: Mapping[str, Any], files: Sequence[Path]
+    ) -> bool:
+        """Close the search as "FINISHED" or "KILLED" with its best trial's figures and its files.
+
+        Returns whether MLflow has taken everything, of the trials too; else a line says how to send the rest.
+        """
+        self._outbox.metrics(metrics)
+        self._outbox.tags(tags)
         for path in files:
-            self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, status)
+            self._outbox.artifact(path)
+        self._outbox.end(status)
+        # Last, so that a trial that never lets go of its outbox holds up nothing.
+        self._outbox.add({"call": "send_children"})
+        return self._outbox.close(self._wait)

@@ -49,6 +49,7 @@ PURE: dict[str, set[str]] = {
 ENTRIES: list[tuple[str, ...]] = [
     ("train/main.py", "--help"),
     ("train/export.py", "--help"),
+    ("train/send.py", "--help"),
     ("tune/search.py", "--help"),
     ("serve/server.py", "--help"),
     ("serve/client.py", "--help"),

@@ -43,7 +43,14 @@ def test_fit__records_parameters_curves_data_and_files(smoke: TrainConfig, store
     assert smoke.out is not None
     assert json.loads((smoke.out / "environment.json").read_text())["run_id"] == result.run_id
     names = {item.path for item in client().list_artifacts(result.run_id)}
-    assert names == {"config.json", "history.csv", "selection.csv", "environment.json", "curves.png"}
+    assert names == {
+        "config.json",
+        "history.csv",
+        "selection.csv",
+        "selection.npz",
+        "environment.json",
+        "curves.png",
+    }
 
 
 def test_fit__resumed_run_goes_on_in_the_same_mlflow_run(smoke: TrainConfig, store: Path) -> None:
