@@ -86,24 +86,7 @@ def export_onnx(classifier: nn.Module, info: ModelInfo, images: npt.NDArray[np.u
     import onnx
 
     model = ServedModel(classifier.cpu().float().eval(), info.scale, info.bias, info.flip)
-    # Tracing must see a contiguous model: channels-last weights would be exported with transposes.
-    model = model.to(memory_format=torch.contiguous_format)
-    example = torch.from_numpy(images[:2].copy())
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program: Any = torch.onnx.export(
-            model,
-            (example,),
-            input_names=[INPUT_NAME],
-            output_names=[LOGIT_NAME, SCORE_NAME],
-            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    proto = program.model_proto
+    proto = trace(model, images[:2])
     onnx.helper.set_model_props(proto, info.to_metadata())
     onnx.checker.check_model(proto, full_check=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +99,27 @@ def export_onnx(classifier: nn.Module, info: ModelInfo, images: npt.NDArray[np.u
     finally:
         partial.unlink(missing_ok=True)
     return parity
+
+
+def trace(model: ServedModel, images: npt.NDArray[np.uint8]) -> Any:
+    """The ONNX model of that graph, for any number of images; traced with `images`, uint8[2, S, S, 3]."""
+    # Tracing must see a contiguous model: channels-last weights would be exported with transposes.
+    model.to(memory_format=torch.contiguous_format)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            model,
+            (torch.from_numpy(images.copy()),),
+            input_names=[INPUT_NAME],
+            output_names=[LOGIT_NAME, SCORE_NAME],
+            dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return program.model_proto
 
 
 @torch.no_grad()

@@ -1,40 +1,100 @@
-"""The end of a search: the best trial exported, registered, and the summary for the person who started it."""
+"""The end of a search: the winner exported, registered and perhaps promoted, and the summary for the person who
+started it."""
 
+import math
+import statistics
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from train.publish import export_run, register_model
+from tune.card import write_card
+from tune.pictures import draw_pictures
+from tune.promotion import promote
+from tune.race import RACE
+from tune.rows import TABLE, TrialRow
 from tune.run import SETTINGS, Outcome
 from tune.space import SearchConfig
 from tune.table import build_table
 
-ALIAS = "champion"
 INTERRUPTED = 130
 
 
 def conclude(config: SearchConfig, outcome: Outcome) -> int:
-    """Print the trials, export and register the best one, and return the exit code."""
+    """Print the trials, export and register the winner, close the search's record, and return the exit code."""
     Console().print(build_table(list(outcome.rows), "trials, best first"))
+    pictures = draw_pictures(list(outcome.rows), outcome.out)
+    files = [outcome.out / name for name in (TABLE, SETTINGS, RACE)]
+    files = [path for path in [*files, *pictures] if path.is_file()]
     if outcome.interrupted:
+        _close(outcome, "KILLED", files)
         print(
             f"interrupted; go on with: python tune/search.py --out {outcome.out} --resume "
             f"(settings: {outcome.out / SETTINGS})",
             file=sys.stderr,
         )
         return INTERRUPTED
-    if outcome.best is None:
+    if outcome.winner is None:
+        _close(outcome, "FAILED", files)
         print(f"error: no trial finished an epoch; see {outcome.out / 'ray'}/*/error.txt", file=sys.stderr)
         return 1
-    exported = export_run(outcome.best, outcome.out / "model.onnx")
-    print(f"best       {exported.info.name}: selection mAP {exported.selection_map:.4f} (run {outcome.best})")
-    print(f"model      {exported.path}, largest |logit difference| to torch {exported.parity.difference:.1e}")
-    if config.search.register and exported.info.run_id:
-        version = register_model(exported, config.search.register, ALIAS)
-        print(f"registered models:/{config.search.register}@{ALIAS} (version {version})")
-    if outcome.run_id:
-        print(f"MLflow     parent run {outcome.run_id} (see it with: mlflow ui)")
+    print("\n".join(describe_start(outcome)))
+    exported = export_run(outcome.winner, outcome.out / "model.onnx")
     print(
-        "next       python serve/server.py" + ("" if config.search.register else f" --model {exported.path}")
+        f"best       {exported.info.name}: selection mAP {exported.selection_map:.4f} (run {outcome.winner})"
     )
+    print(f"model      {exported.path}, largest |logit difference| to torch {exported.parity.difference:.1e}")
+    card = write_card(exported, outcome.winner)
+    print(f"card       {card}")
+    name = config.search.register
+    registered = bool(name and exported.info.run_id)
+    if registered:
+        version = register_model(exported, name, "")
+        promoted = promote(name, version, config.search.promote, exported.examples)
+        print(f"registered models:/{name}/{version}")
+        print(f"champion   {promoted.reason}")
+    _close(outcome, "FINISHED", [*files, card])
+    if outcome.parent:
+        print(f"MLflow     parent run {outcome.parent.run_id} (see it with: mlflow ui)")
+    print(f"pictures   {', '.join(str(path) for path in pictures) or 'none: too few trials'}")
+    print("next       python serve/server.py" + ("" if registered else f" --model {exported.path}"))
     return 0
+
+
+def describe_start(outcome: Outcome) -> list[str]:
+    """How long the search and its trials took to begin, as a line for the terminal."""
+    steps = [row.first_step for row in outcome.rows if math.isfinite(row.first_step)]
+    if not steps or not math.isfinite(outcome.seconds):
+        return []
+    return [
+        f"start-up   {outcome.seconds:.1f} s of the search until its first trial, {statistics.median(steps):.1f} s "
+        f"(median; at most {max(steps):.1f}) of a trial until its first step"
+    ]
+
+
+def _close(outcome: Outcome, status: str, files: Sequence[Path]) -> None:
+    """End the MLflow run of the search with its best trial's figures and its files."""
+    if outcome.parent is None:
+        return
+    best = next((row for row in outcome.rows if math.isfinite(row.best_map)), None)
+    outcome.parent.finish(status, _figures(best), _tags(outcome, best), files)
+
+
+def _figures(best: TrialRow | None) -> dict[str, float]:
+    if best is None:
+        return {}
+    found = {"best/map": best.best_map, "best/map_low": best.map_low, "best/map_high": best.map_high}
+    return {key: value for key, value in found.items() if math.isfinite(value)}
+
+
+def _tags(outcome: Outcome, best: TrialRow | None) -> dict[str, str]:
+    tags = {"trials": str(len(outcome.rows)), "interrupted": str(outcome.interrupted).lower()}
+    if best:
+        tags |= {"best.trial_id": best.trial_id} | {
+            f"best.{key}": str(value) for key, value in best.point.items()
+        }
+    if outcome.standings:
+        tags["race.winner"] = outcome.standings[0].trial_id
+    return tags

@@ -19,6 +19,7 @@ from tune.space import SearchConfig, SearchOptions
 WATCHER_CPUS = 0.01
 # What the workers of a group leave of their CPUs for the watchers, so that whole CPUs suffice.
 _SPARED = 0.1
+_PRELOADING_CORES = 8  # at half a GB of memory each
 _SECONDS = 5.0  # within which a running cluster answers
 
 
@@ -65,6 +66,9 @@ def start_ray(config: SearchConfig, variables: dict[str, str]) -> None:
     # Workers of a local Ray inherit the environment. With a runtime_env, those that Ray starts ahead would not fit
     # and be started anew: 3 s for each.
     os.environ |= variables
+    if (os.cpu_count() or 1) <= _PRELOADING_CORES:
+        # Ray starts a process for each core ahead: let each load torch while this one prepares the data.
+        os.environ |= {"RAY_preload_python_modules": "tune.trial,mlflow"}
     # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
     ray.init(address="local", include_dashboard=False, **quiet)
 

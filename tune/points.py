@@ -1,6 +1,7 @@
 """From a point to the configuration of its trial, and the check that every point can be trained."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from data.errors import InputError, unknown
 from train.config import DataConfig, TrainConfig
 from tune.space import AUGMENTS, SearchConfig
+
+POINT_TAG = "trial.point"  # on a trial's MLflow run
 
 
 def apply_point(config: SearchConfig, point: Mapping[str, Any], out: Path) -> TrainConfig:
@@ -50,6 +53,17 @@ def apply_point(config: SearchConfig, point: Mapping[str, Any], out: Path) -> Tr
         "resume": False,
     }
     return TrainConfig(**(shared | changed))
+
+
+def architecture(point: Mapping[str, Any]) -> str:
+    """What the serving cost of a point depends on: backbone, head and image size."""
+    name = str(point["backbone"]).partition("=")[0]
+    return " ".join(str(part) for part in (name, point.get("head", ""), point.get("size", "")) if part)
+
+
+def point_tag(point: Mapping[str, Any]) -> str:
+    """The point as the text of `POINT_TAG`: what a later search starts from."""
+    return json.dumps(dict(point), sort_keys=True)
 
 
 def shown(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _row(line: dict[str, str]) -> TrialRow:
     row = TrialRow(line["trial_id"], line["state"], point)
     kinds = {"epoch": int, "restarts": int}
     texts = ("node", "gpu", "run_id", "reason")
-    rest = {
+    rest: dict[str, Any] = {
         name: line[name] if name in texts else kinds.get(name, float)(line[name])
         for name in TrialRow.__slots__
         if name not in ("trial_id", "state", "point")

@@ -1,33 +1,53 @@
-"""A search from beginning to end: prepare once, let Ray Tune try the points, record, export the best.
+"""A search from beginning to end: prepare once, let Ray Tune try the points, race the best, record.
 
     from tune.run import search
     outcome = search(config)      # config of tune.space, with `out` set
 
-`out` owns what the search writes: search.json, ray/ (what --resume needs), trials/<id>/ (a run folder of
-train/ each), trials.csv and model.onnx.
+`out` owns what the search writes: search.json, ray/ and ray-race/ (what --resume needs), trials/<id>/ (a run
+folder of train/ each), trials.csv, race.json, the pictures and model.onnx.
 """
 
 import dataclasses
+import functools
 import json
-import logging
 import math
 import os
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
 from data.voc import default_devkit
+from train import checkpoint
 from train.config_files import override, to_dict
 from train.examples import open_examples
-from tune.record import TABLE, ParentRun, TrialRow, write_table
-from tune.space import SearchConfig, check_space
-from tune.table import TrialTable, row_of
-from tune.trial import run_trial, trial_folder
+from tune.cost import measure_cost
+from tune.placement import Placement, machines, place, prepare_machines, start_ray
+from tune.points import architecture, check_space, data_configs
+from tune.race import (
+    RACE,
+    Runner,
+    Standing,
+    costs_of,
+    describe_race,
+    finalists,
+    judge,
+    race_points,
+    write_race,
+)
+from tune.record import ParentRun
+from tune.rows import TABLE, TrialRow, best_first, write_table
+from tune.sampling import Points, earlier_points, number_of_trials, weights_paths
+from tune.space import SearchConfig
+from tune.table import TrialTable
+from tune.trial import trial_folder
+from tune.tuning import concurrency, make_scheduler, run_tune
 
 SETTINGS = "search.json"
-STATE = "ray"
+STATE, RACE_STATE = "ray", "ray-race"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +57,20 @@ class Outcome:
     Attributes:
         out: its folder.
         rows: the trials, best first.
+        standings: of the race, the winner first; empty where there was none.
         interrupted: it was stopped by Ctrl-C and can be resumed.
-        best: folder of the best trial; None where no trial finished an epoch.
-        run_id: MLflow run of the search, "" where it is not tracked.
+        winner: folder of the run to export; None where no trial finished an epoch.
+        parent: the search's MLflow run, still open; None where it is not tracked.
+        seconds: from the call to the start of the first trial.
     """
 
     out: Path
     rows: tuple[TrialRow, ...]
-    interrupted: bool
-    best: Path | None
-    run_id: str
+    standings: tuple[Standing, ...] = ()
+    interrupted: bool = False
+    winner: Path | None = None
+    parent: ParentRun | None = None
+    seconds: float = field(default=math.nan)
 
 
 def search(config: SearchConfig) -> Outcome:
@@ -57,31 +81,186 @@ def search(config: SearchConfig) -> Outcome:
     """
     if config.out is None:
         raise InputError("out must be set: the folder that owns what the search writes")
+    begun = time.time()
     out = config.out.absolute()
     config, run_id = _settle(config, out)
     check_space(config)
-    examples = open_examples(config.data)  # once here, so that no trial decodes an image
-    total = _trials(config)
-    print(
-        f"search     {total} trials over {len(config.space.backbone)} backbones and {len(config.space.loss)} losses "
-        f"({config.search.sampler}{', ASHA' if config.search.asha else ''}), {config.schedule.epochs} epochs each\n"
-        f"data       {examples.labels.name}: {len(examples.train)} to train on, {len(examples.selection)} to select on",
-        file=sys.stderr,
-        flush=True,
-    )
-    parent = ParentRun(config, run_id) if config.tracking.enabled else None
-    if parent:
-        _write_settings(config, out, parent.run_id)
-    table = TrialTable(total, config.schedule.epochs, parent.trial_ended if parent else lambda row: None)
-    _start_ray(config)
+    examples = [
+        open_examples(data) for data in data_configs(config)
+    ]  # once here, so that no trial decodes an image
+    parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
+    start_ray(config, _variables())
     import ray
 
     try:
-        interrupted = _run(config, out, table, parent.run_id if parent else "")
+        found = machines()
+        placement = place(config.search, [node["Resources"] for node in found])
+        prepare_machines(config, out)
+        if parent and config.tracking.enabled:
+            parent.wait_for_run(10.0)
+            _write_settings(config, out, parent.run_id)
+        _say(config, examples[0], placement)
+        running = _Search(config, out, placement, parent, len(examples[0].labels.classes))
+        return running.run(begun)
     finally:
-        table.stop()
         ray.shutdown()
-    return _finish(config, out, table, parent, interrupted)
+
+
+class _Search:
+    """The parts of a search while Ray runs."""
+
+    def __init__(
+        self, config: SearchConfig, out: Path, placement: Placement, parent: ParentRun | None, classes: int
+    ) -> None:
+        self.config, self.out, self.placement, self.parent = config, out, placement, parent
+        self.tags: Mapping[str, str] = parent.child_tags() if parent else {}
+        self.measure = functools.partial(measure_cost, config, classes=classes)
+
+    def run(self, begun: float) -> Outcome:
+        """Try the points, race the best, and say where it ended; the MLflow run stays open for the winner's model."""
+        out, options = self.out, self.config.search
+        costs = self._costs()
+        table = self._try(costs)
+        rows = [replace_cost(row, table.points, costs) for row in table.ordered()]
+        write_table(out / TABLE, rows)
+        started = table.first_start - begun
+        unfinished = any(row.state == "unfinished" for row in rows)
+        if unfinished or (len(rows) < table.total and not table.time_is_over):
+            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, seconds=started)
+        chosen = finalists(rows, options.finalists)
+        if len(chosen) < 2:
+            winner = trial_folder(out, chosen[0].trial_id) if chosen else None
+            return Outcome(out, tuple(rows), winner=winner, parent=self.parent, seconds=started)
+        race = self._race(chosen, table.points)
+        rows += race.ordered()
+        write_table(out / TABLE, rows)
+        if any(row.state == "unfinished" for row in race.rows.values()) or len(race.rows) < race.total:
+            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, seconds=started)
+        standings = self._judge(chosen, race, table.points, costs)
+        winner = Path(standings[0].folder) if standings else trial_folder(out, chosen[0].trial_id)
+        return Outcome(out, tuple(rows), tuple(standings), False, winner, self.parent, started)
+
+    def _costs(self) -> dict[str, float]:
+        """The serving cost of every architecture in the space, where the objective asks for it."""
+        if self.config.search.objective == "map":
+            return {}
+        cells = {architecture(cell): cell for cell in self.config.space.cells()}
+        found = {}
+        for name, cell in cells.items():
+            found[name] = self.measure(cell)
+            print(f"cost       {name}: {found[name]:.2f} ms of a core an image", file=sys.stderr, flush=True)
+        return found
+
+    def _try(self, costs: Mapping[str, float]) -> TrialTable:
+        from ray import tune
+
+        config, options = self.config, self.config.search
+        searcher = Points(config, costs, earlier_points(options.warm_start))
+        if options.warm_start:
+            print(
+                f"warm start {searcher.taken} earlier trials lie in this space", file=sys.stderr, flush=True
+            )
+        table = self._table(number_of_trials(config), "trials", options.hours * 3600)
+        tune_config = tune.TuneConfig(
+            metric="map",
+            mode="max",
+            search_alg=searcher,
+            scheduler=make_scheduler(config),
+            num_samples=table.total,
+            max_concurrent_trials=concurrency(config, self.placement),
+            reuse_actors=options.workers == 1 and options.scheduler not in ("pbt", "hyperband"),
+        )
+        run_tune(config, self.out, STATE, tune_config, {}, table, self.placement, self.tags, options.hours)
+        return table
+
+    def _race(self, chosen: Sequence[TrialRow], points: Mapping[str, Mapping[str, Any]]) -> TrialTable:
+        from ray import tune
+        from ray.tune.search.basic_variant import BasicVariantGenerator
+
+        config, options = self.config, self.config.search
+        config = dataclasses.replace(config, search=dataclasses.replace(options, scheduler="none"))
+        starts = race_points(chosen, points, config.seed, options.race_seeds)
+        table = self._table(len(starts), "races")
+        tune_config = tune.TuneConfig(
+            metric="map",
+            mode="max",
+            search_alg=BasicVariantGenerator(max_concurrent=concurrency(config, self.placement)),
+            num_samples=1,
+            reuse_actors=options.workers == 1,
+        )
+        space = {"point": tune.grid_search(starts)}
+        run_tune(
+            config,
+            self.out,
+            RACE_STATE,
+            tune_config,
+            space,
+            table,
+            self.placement,
+            {**self.tags, "race": "1"},
+        )
+        return table
+
+    def _table(self, total: int, name: str, seconds: float = 0.0) -> TrialTable:
+        return TrialTable(total, self.config.schedule.epochs, self._ended, name, seconds)
+
+    def _ended(self, row: TrialRow, rows: Sequence[TrialRow]) -> None:
+        """A trial ended: its record is closed, and weights that nobody will ask for are removed."""
+        if self.parent:
+            self.parent.trial_ended(row)
+        free_disk(self.out, row, rows, self.config.search.keep)
+
+    def _judge(
+        self,
+        chosen: Sequence[TrialRow],
+        race: TrialTable,
+        points: Mapping[str, Mapping[str, Any]],
+        costs: Mapping[str, float],
+    ) -> list[Standing]:
+        finished = [row for row in race.rows.values() if row.state == "completed"]
+        runners = []
+        for row in chosen:
+            fresh = [r for r in finished if race.points[r.trial_id]["finalist"] == row.trial_id]
+            folders = tuple(trial_folder(self.out, r.trial_id) for r in fresh)
+            if folders:
+                runners.append(Runner(row.trial_id, points[row.trial_id], folders))
+        if not runners:
+            print("note       no race finished; the best trial wins as it is", file=sys.stderr, flush=True)
+            return []
+        standings = judge(runners, costs_of(costs, self.measure))
+        write_race(self.out / RACE, standings)
+        images = len(checkpoint_images(Path(standings[0].folder)))
+        print("\n".join(describe_race(standings, images)), file=sys.stderr, flush=True)
+        for row in finished:
+            folder = trial_folder(self.out, row.trial_id)
+            if str(folder) not in {s.folder for s in standings}:
+                (folder / checkpoint.BEST).unlink(missing_ok=True)
+        return standings
+
+
+def replace_cost(
+    row: TrialRow, points: Mapping[str, Mapping[str, Any]], costs: Mapping[str, float]
+) -> TrialRow:
+    """The row with the serving cost of its architecture, where that is known."""
+    return dataclasses.replace(row, cost=costs.get(architecture(points[row.trial_id]), math.nan))
+
+
+def checkpoint_images(folder: Path) -> tuple[str, ...]:
+    """The ids of the selection images of a run."""
+    from train.selection_scores import read_selection_scores
+
+    return read_selection_scores(folder / checkpoint.SELECTION_SCORES).image_ids
+
+
+def free_disk(out: Path, ended: TrialRow, rows: Sequence[TrialRow], keep: int) -> None:
+    """Remove the checkpoints of a trial that ended, and the weights of all but the `keep` best ended trials."""
+    folder = trial_folder(out, ended.trial_id)
+    if ended.state != "failed":  # a failed one may go on with --resume
+        for name in (checkpoint.LAST, checkpoint.PREVIOUS):
+            (folder / name).unlink(missing_ok=True)
+    closed = [row for row in rows if row.state in ("completed", "pruned")]
+    for row in best_first(closed)[keep:]:
+        (trial_folder(out, row.trial_id) / checkpoint.BEST).unlink(missing_ok=True)
 
 
 def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
@@ -109,73 +288,31 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
         labels=config.data.labels.absolute() if config.data.labels else None,
         cache=config.data.cache.absolute(),
     )
-    space = dataclasses.replace(
-        config.space, backbone=tuple(_absolute_weights(b) for b in config.space.backbone)
-    )
+    space = dataclasses.replace(config.space, backbone=weights_paths(config.space.backbone))
     config = dataclasses.replace(config, out=out, data=data, space=space)
     _write_settings(config, out, "")
     return config, ""
 
 
-def _absolute_weights(entry: str) -> str:
-    name, _, weights = entry.partition("=")
-    return entry if weights in ("", "imagenet", "none") else f"{name}={Path(weights).absolute()}"
-
-
 def _write_settings(config: SearchConfig, out: Path, parent_run: str) -> None:
     text = json.dumps(to_dict(config) | {"parent_run": parent_run}, indent=2)
-    (out / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    partial = out / (SETTINGS + ".part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, out / SETTINGS)
 
 
-def _trials(config: SearchConfig) -> int:
-    """How many trials there will be: a grid is tried in whole rounds."""
-    if config.search.sampler != "grid":
-        return config.search.trials
-    cells = len(config.space.backbone) * len(config.space.loss)
-    return math.ceil(config.search.trials / cells) * cells
-
-
-def _gpus(config: SearchConfig) -> float:
-    if config.search.gpus >= 0:
-        return config.search.gpus
-    import torch
-
-    return 1.0 if torch.cuda.is_available() else 0.0
-
-
-def _start_ray(config: SearchConfig) -> None:
-    """Start Ray here or join a cluster, and make sure that a trial can be placed at all."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers keep this folder, so that MLflow's relative store and artifact paths are the same for all.
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # The table of trials is ours: neither Ray's own nor its traceback for each failed trial.
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+def _variables() -> dict[str, str]:
+    """The environment of the trials."""
     import mlflow
-    import ray
 
-    variables = {
+    return {
+        # Workers keep the driver's folder, so that relative paths mean the same to all.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # How long a finished trial may take to draw its curves and close its MLflow run before its process
         # is given to the next one; Ray's 2 s would be too short and the next trial would fail.
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
         "MLFLOW_TRACKING_URI": _absolute_store(mlflow.get_tracking_uri()),
     }
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if config.search.ray_address:
-        ray.init(address=config.search.ray_address, runtime_env={"env_vars": variables}, **quiet)
-    else:
-        # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
-        ray.init(address="local", include_dashboard=False, runtime_env={"env_vars": variables}, **quiet)
-    wanted = {"CPU": float(config.search.cpus), "GPU": _gpus(config)}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(kind, 0) >= count for kind, count in wanted.items()) for node in nodes):
-        largest = {kind: max(node.get(kind, 0) for node in nodes) for kind in wanted}
-        ray.shutdown()
-        raise InputError(
-            f"a trial wants {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs on one machine, but the largest has "
-            f"{largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs; lower --search.cpus or --search.gpus"
-        )
 
 
 def _absolute_store(uri: str) -> str:
@@ -183,129 +320,19 @@ def _absolute_store(uri: str) -> str:
     return prefix + str(Path(uri.removeprefix(prefix)).absolute()) if uri.startswith(prefix) else uri
 
 
-def _run(config: SearchConfig, out: Path, table: TrialTable, parent_run: str) -> bool:
-    """Let Ray Tune try the points; True where it was interrupted."""
-    from ray import tune
-
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, config=config, parent_run=parent_run),
-        {"CPU": config.search.cpus, "GPU": _gpus(config)},
+def _say(config: SearchConfig, examples: Any, placement: Placement) -> None:
+    space, options = config.space, config.search
+    trials = number_of_trials(config)
+    at_once = concurrency(config, placement)
+    each = f"{options.workers} x " if options.workers > 1 else ""
+    gpus = f" + {placement.worker['GPU']:g} GPU" if placement.worker["GPU"] else ""
+    print(
+        f"search     {trials} trials over {len(space.backbone)} backbones and {len(space.loss)} losses "
+        f"({options.sampler}, {options.scheduler}), {config.schedule.epochs} epochs each\n"
+        f"data       {examples.labels.name}: {len(examples.train)} to train on, {len(examples.selection)} to "
+        f"select on\n"
+        f"placed     {at_once} at a time on {placement.machines} machine{'s' * (placement.machines > 1)}, "
+        f"{each}{placement.worker['CPU']:g} CPU{gpus} each",
+        file=sys.stderr,
+        flush=True,
     )
-    state = out / STATE
-    run_config = tune.RunConfig(
-        name=STATE,
-        storage_path=str(out),
-        callbacks=[table],
-        verbose=0,
-        log_to_file=("out.log", "err.log"),
-    )
-    if config.resume and tune.Tuner.can_restore(str(state)):
-        tuner = tune.Tuner.restore(
-            str(state),
-            trainable=trainable,
-            resume_unfinished=True,
-            restart_errored=True,
-            param_space=_param_space(config),
-        )
-        tuner._local_tuner._run_config.callbacks = [table]
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=_param_space(config),
-            tune_config=_tune_config(config),
-            run_config=run_config,
-        )
-    table.start()
-    results = tuner.fit()
-    for trial in results._experiment_analysis.trials:
-        if trial.trial_id not in table.rows or table.rows[trial.trial_id].state == "running":
-            ended = {"TERMINATED": "completed", "ERROR": "failed"}.get(trial.status, "unfinished")
-            row = row_of(trial, ended)
-            if ended == "completed" and row.epoch < config.schedule.epochs:
-                row = dataclasses.replace(row, state="pruned")
-            table.rows[trial.trial_id] = row
-    rows = table.rows.values()
-    return len(rows) < table.total or any(row.state == "unfinished" for row in rows)
-
-
-def _param_space(config: SearchConfig) -> dict[str, Any]:
-    from ray import tune
-
-    space = config.space
-    pick = tune.grid_search if config.search.sampler == "grid" else tune.choice
-
-    def between(limits: tuple[float, float]) -> Any:
-        low, high = limits
-        return tune.loguniform(low, high) if low < high else low
-
-    return {
-        "backbone": pick(list(space.backbone)),
-        "loss": pick(list(space.loss)),
-        "lr": between(space.lr),
-        "backbone_lr_ratio": between(space.backbone_lr_ratio),
-    }
-
-
-def _tune_config(config: SearchConfig) -> Any:
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
-    options, epochs = config.search, config.schedule.epochs
-    samples = options.trials
-    algorithm: Any = BasicVariantGenerator(random_state=config.seed, max_concurrent=options.concurrency)
-    if options.sampler == "grid":
-        samples = _trials(config) // (len(config.space.backbone) * len(config.space.loss))
-    elif options.sampler == "tpe":
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=config.seed,
-            n_startup_trials=max(2, options.trials // 4),
-            multivariate=True,
-            constant_liar=True,
-        )
-        algorithm = OptunaSearch(sampler=sampler, metric="map", mode="max")
-    scheduler = None
-    if options.asha:
-        # A third of the epochs before the first comparison: earlier, the warm-up still decides.
-        scheduler = ASHAScheduler(
-            # One more than there are: ASHA would stop a trial at max_t before it has closed its own record.
-            time_attr="epoch",
-            max_t=epochs + 1,
-            grace_period=max(1, epochs // 3),
-            reduction_factor=2,
-        )
-    return tune.TuneConfig(
-        metric="map",
-        mode="max",
-        search_alg=algorithm,
-        scheduler=scheduler,
-        num_samples=samples,
-        max_concurrent_trials=options.concurrency or None if options.sampler == "tpe" else None,
-        reuse_actors=True,
-    )
-
-
-def _finish(
-    config: SearchConfig, out: Path, table: TrialTable, parent: ParentRun | None, interrupted: bool
-) -> Outcome:
-    rows = table.ordered()
-    write_table(out / TABLE, rows)
-    best = next((row for row in rows if math.isfinite(row.best_map)), None)
-    folder = trial_folder(out, best.trial_id) if best else None
-    if parent:
-        for row in rows:
-            if row.state == "unfinished":
-                parent.trial_ended(row)
-        parent.finish(
-            "KILLED" if interrupted else "FINISHED",
-            {"best/map": best.best_map} if best else {},
-            {f"best.{key}": getattr(best, key) for key in ("trial_id", "backbone", "loss", "lr")}
-            if best
-            else {},
-            [out / TABLE, out / SETTINGS],
-        )
-    return Outcome(out, tuple(rows), interrupted, folder, parent.run_id if parent else "")

@@ -16,16 +16,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from tune.points import POINT_TAG, architecture
 from tune.space import Axis, Choice, SearchConfig, Space
 
 # Serving cost of an architecture in milliseconds, by `architecture(point)`.
 Costs = Mapping[str, float]
-
-
-def architecture(point: Mapping[str, Any]) -> str:
-    """What the serving cost of a point depends on: backbone, head and image size."""
-    name = str(point["backbone"]).partition("=")[0]
-    return f"{name} {point.get('head', '')} {point.get('size', '')}".strip()
 
 
 def distributions(space: Space, loss: str) -> dict[str, BaseDistribution]:
@@ -172,14 +167,6 @@ def earlier_points(run_ids: Sequence[str]) -> list[tuple[dict[str, Any], float]]
                     found.append((json.loads(point), float(value)))
             token = page.token or ""
     return found
-
-
-POINT_TAG = "trial.point"
-
-
-def point_tag(point: Mapping[str, Any]) -> str:
-    """The point as the text of `POINT_TAG`: what a later search starts from."""
-    return json.dumps(dict(point), sort_keys=True)
 
 
 def weights_paths(entries: Sequence[str]) -> tuple[str, ...]:

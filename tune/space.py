@@ -120,7 +120,7 @@ class Space:
                 found[name] = Choice(values)
         for name in _RANGES:
             if limits := getattr(self, name):
-                found[name] = Range(*limits, log=True)
+                found[name] = Range(limits[0], limits[1], log=True)
         return found
 
     def loss_axes(self, loss: str) -> dict[str, Axis]:

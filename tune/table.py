@@ -3,7 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,41 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tune.record import TrialRow
+from tune.points import shown
+from tune.rows import TrialRow, best_first
 
 
-def build_table(rows: list[TrialRow], title: str) -> Table:
-    """The trials as a table, best first."""
+def build_table(rows: Sequence[TrialRow], title: str) -> Table:
+    """The trials as a table, best first; a setting that is the same in all is left out."""
     table = Table(title=title, title_justify="left")
-    for name in ("trial", "backbone", "loss", "lr", "epoch", "best mAP", "state"):
-        table.add_column(name, justify="right" if name in ("lr", "epoch", "best mAP") else "left")
-    for row in rows:
-        shown = f"{row.best_map:.4f}" if math.isfinite(row.best_map) else "-"
+    keys = list(dict.fromkeys(key for row in rows for key in row.point))
+    varied = [
+        key
+        for key in keys
+        if len({str(row.point.get(key)) for row in rows}) > 1 or key in ("backbone", "loss")
+    ]
+    table.add_column("trial", no_wrap=True)
+    for key in varied:
+        table.add_column(key, overflow="fold")
+    table.add_column("epoch", justify="right", no_wrap=True)
+    table.add_column("best mAP", justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    for row in best_first(rows):
+        settings = [_short(row.point.get(key)) for key in varied]
+        found = f"{row.best_map:.4f}" if math.isfinite(row.best_map) else "-"
         state = f"{row.state}: {row.reason}" if row.reason else row.state
-        table.add_row(row.trial_id, row.backbone, row.loss, f"{row.lr:.2e}", str(row.epoch), shown, state)
+        if row.restarts:
+            state += f" ({row.restarts} restart{'s' * (row.restarts > 1)})"
+        table.add_row(row.trial_id[-8:], *settings, str(row.epoch), found, state)
     return table
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2e}" if value < 0.01 or value >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 class TrialTable(Callback):  # type: ignore[misc]
@@ -32,13 +55,26 @@ class TrialTable(Callback):  # type: ignore[misc]
 
     Args:
         total: trials of the whole search.
-        ended: called with the row of each trial that ended.
+        ended: called with the row of each trial that ended, and all rows.
         epochs: of a full trial; a trial that completed fewer was pruned.
+        name: of what is running, for the lines that are printed.
+        seconds: after which Ray Tune stops every trial; 0 = no limit.
     """
 
-    def __init__(self, total: int, epochs: int, ended: Callable[[TrialRow], None]) -> None:
-        self.total, self.epochs, self.ended = total, epochs, ended
+    def __init__(
+        self,
+        total: int,
+        epochs: int,
+        ended: Callable[[TrialRow, Sequence[TrialRow]], None],
+        name: str = "trials",
+        seconds: float = 0.0,
+    ) -> None:
+        self.total, self.epochs, self.name = total, epochs, name
+        self._ended, self._seconds = ended, seconds
         self.rows: dict[str, TrialRow] = {}
+        self.points: dict[str, dict[str, Any]] = {}  # of each trial, whole
+        self.first_start = math.nan  # of any trial, in seconds since 1970
+        self._begun: dict[str, float] = {}
         self._start = time.monotonic()
         self._live: Live | None = None
 
@@ -54,45 +90,76 @@ class TrialTable(Callback):  # type: ignore[misc]
             self._live.stop()
             self._live = None
 
+    @property
+    def time_is_over(self) -> bool:
+        """Whether the limit of `seconds` has passed."""
+        return bool(self._seconds) and time.monotonic() - self._start >= self._seconds
+
     def ordered(self) -> list[TrialRow]:
         """The rows, best first; trials without an epoch last."""
-        return sorted(
-            self.rows.values(), key=lambda row: -row.best_map if math.isfinite(row.best_map) else 1.0
-        )
+        return best_first(list(self.rows.values()))
+
+    def settle(self, trials: Sequence[Any]) -> None:
+        """After the end: rows of the trials that Ray Tune did not say the end of."""
+        for trial in trials:
+            self.points[trial.trial_id] = trial.config["point"]
+            known = self.rows.get(trial.trial_id)
+            if known is None or known.state == "running":
+                state = {"TERMINATED": "completed", "ERROR": "failed"}.get(trial.status, "unfinished")
+                row = self._row(trial, state)
+                if state == "completed" and row.epoch < self.epochs:
+                    row = replace(row, state="pruned")
+                self.rows[trial.trial_id] = row
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Ray's hook."""
-        self._show(row_of(trial, "running"))
+        """Ray's hook: also called for each new start after a fault."""
+        now = time.time()
+        self.first_start = now if math.isnan(self.first_start) else self.first_start
+        self._begun.setdefault(trial.trial_id, now)
+        self._show(self._row(trial, "running"))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Ray's hook."""
-        self._show(row_of(trial, "running", result))
+        self._show(self._row(trial, "running", result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray's hook: also called for a trial that the scheduler stopped."""
-        row = row_of(trial, "completed")
-        self._end(row if row.epoch >= self.epochs else row_of(trial, "pruned"))
+        row = self._row(trial, "completed")
+        if row.epoch < self.epochs:
+            row = replace(row, state="pruned", reason="the time is over" if self.time_is_over else "")
+        self._end(row)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Ray's hook."""
-        self._end(row_of(trial, "failed"))
+        """Ray's hook, after the last retry."""
+        self._end(self._row(trial, "failed"))
 
     def _end(self, row: TrialRow) -> None:
         self._show(row)
-        self.ended(row)
+        self._ended(row, list(self.rows.values()))
+
+    def _row(self, trial: Any, state: str, result: dict[str, Any] | None = None) -> TrialRow:
+        self.points[trial.trial_id] = trial.config["point"]
+        row = row_of(trial, state, result)
+        last = result or trial.last_result or {}
+        before = self.rows.get(trial.trial_id)
+        if before and math.isfinite(before.first_step):
+            return replace(row, first_step=before.first_step)
+        begun = self._begun.get(trial.trial_id, math.nan)
+        return replace(row, first_step=float(last.get("first_step_at", math.nan)) - begun)
 
     def _show(self, row: TrialRow) -> None:
         self.rows[row.trial_id] = row
         done = sum(row.state != "running" for row in self.rows.values())
         seconds = time.monotonic() - self._start
-        title = f"{done} of {self.total} trials ended, {seconds:.0f} s"
+        title = f"{done} of {self.total} {self.name} ended, {seconds:.0f} s"
         if self._live:
-            self._live.update(build_table(self.ordered(), title))
+            self._live.update(build_table(list(self.rows.values()), title))
             return
         best = f"best mAP {row.best_map:.4f}" if math.isfinite(row.best_map) else ""
-        words = f"trial {row.trial_id}  {row.backbone} {row.loss} lr {row.lr:.1e}  epoch {row.epoch}  {best}"
+        point = " ".join(_short(value) for value in row.point.values())
+        words = f"trial {row.trial_id}  {point}  epoch {row.epoch}  {best}"
         print(f"[{title}] {words}  {row.state} {row.reason}".rstrip(), file=sys.stderr, flush=True)
 
 
@@ -103,14 +170,26 @@ def row_of(trial: Any, state: str, result: dict[str, Any] | None = None) -> Tria
     if state == "failed":
         # Ray copies this file to the search's folder only later; here it still lies in the driver's own.
         text = Path(trial.error_file).read_text().strip() if trial.error_file else ""
-        reason = text.splitlines()[-1][:200] if text else "the worker died"
+        reason = last_line(text) or "the worker died"
     return TrialRow(
         trial_id=trial.trial_id,
         state=state,
-        backbone=trial.config["backbone"].partition("=")[0],
-        loss=trial.config["loss"],
-        lr=float(trial.config["lr"]),
+        point=shown(trial.config["point"]),
         epoch=int(last.get("epoch", 0)),
         best_map=float(last.get("best_map", math.nan)),
+        map_low=float(last.get("map_low", math.nan)),
+        map_high=float(last.get("map_high", math.nan)),
+        restarts=max(
+            0, trial.run_metadata.num_failures - (state == "failed")
+        ),  # the last fault had no restart
+        node=str(last.get("node", "")),
+        gpu=str(last.get("gpu", "")),
+        run_id=str(last.get("run_id", "")),
         reason=reason,
     )
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends with, at most 300 characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

@@ -14,9 +14,7 @@ from train.config import TrainConfig
 from train.config_files import write_config
 from train.loop import Epoch, fit
 from train.selection_scores import read_selection_scores
-from train.tracking import PARENT_TAG
-from tune.points import apply_point
-from tune.sampling import POINT_TAG, point_tag
+from tune.points import POINT_TAG, apply_point, point_tag
 from tune.space import SearchConfig
 
 

@@ -1,0 +1,125 @@
+"""One run of Ray Tune: its scheduler, its retries, its resume, and the loop until the last trial ended."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tune.group import run_group
+from tune.placement import WATCHER_CPUS, Placement
+from tune.space import Range, SearchConfig
+from tune.table import TrialTable
+from tune.trial import run_trial
+
+
+def run_tune(
+    config: SearchConfig,
+    out: Path,
+    name: str,
+    tune_config: Any,
+    param_space: dict[str, Any],
+    table: TrialTable,
+    placement: Placement,
+    tags: Mapping[str, str],
+    hours: float = 0.0,
+) -> None:
+    """Let Ray Tune try points until all have ended, the time is over, or it is interrupted.
+
+    Args:
+        config: the search.
+        out: its folder.
+        name: of the folder in it that Ray Tune keeps its state in; what is there is gone on with.
+        tune_config: Ray's `TuneConfig`.
+        param_space: Ray's, {} where the searcher makes the points.
+        table: takes what happens.
+        placement: of a trial.
+        tags: for the trials' MLflow runs.
+        hours: after which nothing goes on; 0 = no limit.
+    """
+    from ray import tune
+
+    trainable = _trainable(config, placement, tags)
+    state = out / name
+    table.start()
+    if tune.Tuner.can_restore(str(state)):
+        tuner = tune.Tuner.restore(
+            str(state),
+            trainable=trainable,
+            resume_unfinished=True,
+            restart_errored=True,
+            param_space=param_space,
+        )
+        # The callback and the time are of this session: those that were saved are of the one that ended.
+        tuner._local_tuner._run_config.callbacks = [table]
+        tuner._local_tuner._tune_config.time_budget_s = hours * 3600 or None
+    else:
+        tune_config.time_budget_s = hours * 3600 or None
+        tuner = tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=tune_config,
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(out),
+                callbacks=[table],
+                failure_config=tune.FailureConfig(max_failures=config.search.retries),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                verbose=0,
+                log_to_file=("out.log", "err.log"),
+            ),
+        )
+    try:
+        results = tuner.fit()
+    finally:
+        table.stop()
+    table.settle(results._experiment_analysis.trials)
+
+
+def _trainable(config: SearchConfig, placement: Placement, tags: Mapping[str, str]) -> Any:
+    from ray import tune
+
+    if config.search.workers == 1:
+        function: Any = tune.with_parameters(run_trial, config=config, tags=dict(tags))
+        return tune.with_resources(function, placement.worker)
+    function = tune.with_parameters(run_group, config=config, tags=dict(tags), placement=placement)
+    return tune.with_resources(function, {"CPU": WATCHER_CPUS})
+
+
+def concurrency(config: SearchConfig, placement: Placement) -> int:
+    """Trials at the same time: what was asked for, but never more than fit."""
+    return min(config.search.concurrency or placement.slots, placement.slots)
+
+
+def make_scheduler(config: SearchConfig) -> Any:
+    """Ray Tune's scheduler for `search.scheduler`, None for none."""
+    from ray.tune import schedulers
+
+    epochs, chosen = config.schedule.epochs, config.search.scheduler
+    if chosen == "asha":
+        return schedulers.ASHAScheduler(
+            # One more than there are: ASHA would stop a trial at max_t before it has closed its own record.
+            time_attr="epoch",
+            max_t=epochs + 1,
+            # A third of the epochs before the first comparison: earlier, the warm-up still decides.
+            grace_period=max(1, epochs // 3),
+            reduction_factor=2,
+        )
+    if chosen == "hyperband":
+        return schedulers.HyperBandScheduler(time_attr="epoch", max_t=epochs + 1, reduction_factor=3)
+    if chosen == "pbt":
+        return schedulers.PopulationBasedTraining(
+            time_attr="epoch",
+            perturbation_interval=max(1, epochs // 4),
+            # Only what may change in the middle of a training: the architecture and the data stay.
+            hyperparam_mutations={"point": _mutations(config)},
+            synch=False,
+        )
+    return None
+
+
+def _mutations(config: SearchConfig) -> dict[str, Any]:
+    from ray import tune
+
+    ranges = {name: axis for name, axis in config.space.axes().items() if isinstance(axis, Range)}
+    return {
+        name: tune.loguniform(axis.low, axis.high) for name, axis in ranges.items() if axis.low < axis.high
+    }
