@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch._compile import _disable_dynamo
 
 from train.backbones import Backbone
 from train.config import OptimizerConfig
@@ -40,19 +38,6 @@ def parameter_groups(model: Classifier, config: OptimizerConfig) -> tuple[list[f
         {"params": chosen[key], "lr": key[1], "weight_decay": key[2]} for key in sorted(chosen)
     ]
     return [group["lr"] for group in groups], groups
-
-
-def leave_out_dynamo() -> None:
-    """Keep the first optimiser of a process from importing torch.compile's tracer: 4 s on two cores, for nothing.
-
-    `torch.optim.Optimizer` wraps its methods so that the tracer, once somebody uses it, leaves them alone; the wrapper
-    imports it at the first call of each, but looks for an answer kept on the method first. Where a later torch does
-    this otherwise, nothing is found here and nothing is saved.
-    """
-    for wrapper in vars(torch.optim.Optimizer).values():
-        method, code = getattr(wrapper, "__wrapped__", None), getattr(wrapper, "__code__", None)
-        if method is not None and code is not None and code.co_filename == _disable_dynamo.__code__.co_filename:
-            method.__dict__.setdefault("__dynamo_disable", method)
 
 
 def depths(backbone: Backbone) -> dict[str, int]:

@@ -16,7 +16,7 @@ from train.freezing import freeze
 from train.heads import make_model
 from train.losses import divisor, make_loss
 from train.noise import noise_of
-from train.optimization import leave_out_dynamo, parameter_groups
+from train.optimization import parameter_groups
 from train.schedule import ADAM_MOMENTUM, learning_rate_factor, momentum
 from train.synced_norm import synchronise_norms
 
@@ -68,8 +68,6 @@ class Stepper:
         self.noise = noise_of(model)
         self.loss = make_loss(config.loss, positive_share).to(accelerator.device)
         self.peak_lr, groups = parameter_groups(model, config.optimizer)
-        if not config.compile:
-            leave_out_dynamo()
         optimizer = torch.optim.AdamW(
             groups, lr=config.optimizer.lr, betas=(ADAM_MOMENTUM, ADAM_BETA2), fused=True
         )
