@@ -205,11 +205,14 @@ class Container:
                 stderr=subprocess.STDOUT,
             )
 
-    def healthy(self, timeout: float) -> bool:
-        """What the service's health check says."""
+    def ill(self, timeout: float) -> str:
+        """What the service's health check complains of; "" where it passes."""
         test = self.service["healthcheck"]["test"][1:]
         try:
-            done = subprocess.run(self.within(test), capture_output=True, timeout=timeout, check=False)
+            done = subprocess.run(
+                self.within(test), capture_output=True, text=True, timeout=timeout, check=False
+            )
         except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+            return f"no answer in {timeout:g} s"
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        return "" if done.returncode == 0 else lines[-1] if lines else f"exit code {done.returncode}"
