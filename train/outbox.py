@@ -1,17 +1,10 @@
 """A durable, ordered buffer of the MLflow calls of one run: nothing is lost while the tracking server is away.
 
-Calls are appended to `mlflow.outbox` in the run's folder, one JSON object a line, and a thread of the same process
+Calls are appended to `mlflow.outbox` in the run's folder (`train.outbox_file`), and a thread of the same process
 sends them in their order. What it could not send before the run ended stays there for `python train/send.py`.
-
-    {"outbox": 1, "key": "5f0c...", "store": "http://mlflow:5000"}     first line
-    {"call": "create", "experiment": "tailacc", ...}                   calls, counted from 1
-    {"sent": 1, "run_id": "8b1f..."}                                   the first so many calls are in MLflow
-
-A line is appended by one `write`, so a killed process leaves whole lines, or a torn last one that is not counted.
 """
 
 import fcntl
-import json
 import math
 import os
 import random
@@ -20,13 +13,13 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from train.mlflow_calls import (
+    KEY_TAG,
     PARENT_TAG,
     absolute_store,
     create,
@@ -37,9 +30,21 @@ from train.mlflow_calls import (
     perform,
     remove_twins,
 )
+from train.outbox_file import OUTBOX, Lines, run_id_of, unsent
 
-OUTBOX = "mlflow.outbox"
-_ENVIRONMENT = "environment.json"  # of a run; it names the MLflow run too
+__all__ = [
+    "KEY_TAG",
+    "OUTBOX",
+    "Outbox",
+    "Refused",
+    "Sender",
+    "adopt",
+    "now",
+    "run_id_of",
+    "send_rest",
+    "unsent",
+]
+
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 5.0  # seconds between attempts: doubled from one to the next
 _SAY_AFTER = 3.0  # seconds without an answer before a line about it
 _LOOK_AGAIN = 1.0  # seconds until lines are noticed that another process appended
@@ -53,70 +58,6 @@ class Refused(Exception):
 
 class Busy(Exception):
     """Another process is sending these calls."""
-
-
-class Lines:
-    """The file, read from its beginning and then as it grows.
-
-    Attributes:
-        key: of the outbox, "" where there is no file.
-        store: address of MLflow, "" where it would have told a password.
-        run_id: of the MLflow run, "" until it was created.
-        tags: that the run has, or will have.
-        done: calls that were sent.
-        pending: calls that were not, in their order.
-        offset: bytes read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / OUTBOX
-        self.key = self.store = self.run_id = ""
-        self.tags: dict[str, str] = {}
-        self.done, self.offset = 0, 0
-        self.pending: deque[dict[str, Any]] = deque()
-        self.read()
-
-    def read(self) -> None:
-        """Take in the whole lines that were appended."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            content = stream.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # torn by the death of its writer; the next writer began a new line
-            self._take(record)
-
-    def _take(self, record: dict[str, Any]) -> None:
-        self.key = record.get("key", self.key)
-        self.store = record.get("store", self.store)
-        self.run_id = record.get("run_id", self.run_id)
-        if "call" in record:
-            self.pending.append(record)
-            if record["call"] == "create":
-                self.tags |= record["tags"]
-            elif record["call"] == "tags":
-                self.tags |= record["values"]
-        while self.pending and self.done < record.get("sent", 0):
-            self.pending.popleft()
-            self.done += 1
-
-    def append(self, *records: Mapping[str, Any]) -> None:
-        """Append lines by one system call, whole or not at all; OSError where the disk is full."""
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                text = "\n" + text
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
 
 
 class Sender:
@@ -409,19 +350,6 @@ def adopt(folder: Path, parent: Path) -> None:
     child, run_id = Lines(folder), Lines(parent).run_id
     if run_id and PARENT_TAG not in child.tags:
         child.append({"call": "tags", "values": {PARENT_TAG: run_id}})
-
-
-def run_id_of(folder: Path) -> str:
-    """The MLflow run of a run's folder, also where its checkpoint was written before the run had an id; else ""."""
-    if found := Lines(folder).run_id:
-        return found
-    path = folder / _ENVIRONMENT
-    return str(json.loads(path.read_text(encoding="utf-8")).get("run_id", "")) if path.is_file() else ""
-
-
-def unsent(folder: Path) -> int:
-    """Calls of a run's outbox that are not in MLflow yet."""
-    return len(Lines(folder).pending)
 
 
 def now() -> int:
