@@ -135,8 +135,8 @@ def _figures(exported: Exported, chosen: str) -> list[str]:
         "",
         "**These figures are optimistic.** " + (f"{chosen} " if chosen else "")
         + "The same images chose the epoch, the calibration and the thresholds, and whatever settings were compared "
-        "on them; the intervals do not hold that. The honest figures come from images that chose nothing: score `val` once "
-        "through the server and judge it (last commands of this card).",
+        "on them; the intervals do not hold that. The honest figures come from images that chose nothing: score "
+        "`val` once through the server and judge it (last commands of this card).",
     ]  # fmt: skip
 
 
@@ -159,8 +159,10 @@ def _classes(exported: Exported) -> list[str]:
         worth, between = "none", "none"
         if np.isfinite(ap[c]):
             worth, between = _percent(ap[c]), f"{_percent(low[c])} to {_percent(high[c])}"
+        reached = f"{wished[c]:.2f}" if wished[c] < 1 else "not reached"
         lines.append(
-            f"| {_cell(name)}{few} | {trained[c]:,} | {positives[c]:,} | {worth} | {between} | {info.thresholds[c]:.2f} | {f'{wished[c]:.2f}' if wished[c] < 1 else 'not reached'} |"
+            f"| {_cell(name)}{few} | {trained[c]:,} | {positives[c]:,} | {worth} | {between} | "
+            f"{info.thresholds[c]:.2f} | {reached} |"
         )
     rare = [name for name, count in zip(info.classes, positives, strict=True) if count < FREQUENT]
     if rare:
@@ -309,8 +311,8 @@ def _reproduce(exported: Exported, config: Mapping[str, Any], environment: Mappi
         machine = f"{hardware['gpus']} x {hardware['gpu']}"
     lines = ["## How to reproduce", "", "```bash", *commands, "```", ""]
     lines.append(
-        "The paths in `config.json` are those of the training: give `--data.root`, `--data.labels` or `--model.weights` "
-        "where they lie elsewhere."
+        "The paths in `config.json` are those of the training: give `--data.root`, `--data.labels` or "
+        "`--model.weights` where they lie elsewhere."
     )
     if not info.run_id:
         lines.append(

@@ -38,8 +38,8 @@ class Placement:
     machines: int
 
 
-def start_ray(config: SearchConfig, variables: dict[str, str]) -> None:
-    """Start Ray in this process, or join the cluster at `search.ray_address`.
+def start_ray(config: SearchConfig, variables: dict[str, str]) -> bool:
+    """Start Ray in this process, or join the cluster at `search.ray_address`; False where the caller already has.
 
     Args:
         config: the search.
@@ -55,14 +55,14 @@ def start_ray(config: SearchConfig, variables: dict[str, str]) -> None:
     import ray
 
     if ray.is_initialized():
-        return  # a caller of `search` started it
+        return False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = config.search.ray_address
     if address:
         address = _answering(address)
         os.environ |= variables
         ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
-        return
+        return True
     # Workers of a local Ray inherit the environment. With a runtime_env, those that Ray starts ahead would not fit
     # and be started anew: 3 s for each.
     os.environ |= variables
@@ -72,6 +72,7 @@ def start_ray(config: SearchConfig, variables: dict[str, str]) -> None:
         os.environ |= {"RAY_preload_python_modules": "tune.trial,torch._dynamo,mlflow"}
     # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
     ray.init(address="local", include_dashboard=False, **quiet)
+    return True
 
 
 def _answering(address: str) -> str:

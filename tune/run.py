@@ -89,7 +89,7 @@ def search(config: SearchConfig) -> Outcome:
         open_examples(data) for data in data_configs(config)
     ]  # once here, so that no trial decodes an image
     parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
-    start_ray(config, _variables())
+    started = start_ray(config, _variables())
     import ray
 
     try:
@@ -103,7 +103,8 @@ def search(config: SearchConfig) -> Outcome:
         running = _Search(config, out, placement, parent, len(examples[0].labels.classes))
         return running.run(begun)
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
 
 
 class _Search:

@@ -17,15 +17,17 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from tune.points import POINT_TAG, architecture
-from tune.space import Axis, Choice, SearchConfig, Space
+from tune.space import Axis, Choice, SearchConfig
 
 # Serving cost of an architecture in milliseconds, by `architecture(point)`.
 Costs = Mapping[str, float]
 
 
-def distributions(space: Space, loss: str) -> dict[str, BaseDistribution]:
-    """Optuna's distributions of all that varies for a point with that loss."""
-    return {name: _distribution(axis) for name, axis in (space.axes() | space.loss_axes(loss)).items()}
+def _holds(axis: Axis, value: Any) -> bool:
+    """Whether the value lies on the axis."""
+    if isinstance(axis, Choice):
+        return value in axis.values
+    return isinstance(value, int | float) and axis.low <= value <= axis.high
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
@@ -71,11 +73,12 @@ class Points(Searcher):  # type: ignore[misc]
 
     def _take(self, point: Mapping[str, Any], value: float) -> bool:
         """Add an earlier trial; False where it lies outside the space."""
-        known = distributions(self._space, str(point.get("loss")))
-        if set(point) != set(known) or not math.isfinite(value):
+        axes = self._space.axes() | self._space.loss_axes(str(point.get("loss")))
+        if set(point) != set(axes) or not math.isfinite(value):
             return False
-        if not all(known[name]._contains(known[name].to_internal_repr(v)) for name, v in point.items()):
+        if not all(_holds(axes[name], value) for name, value in point.items()):
             return False
+        known = {name: _distribution(axis) for name, axis in axes.items()}
         trial = optuna.create_trial(
             params=dict(point), distributions=known, values=self._values(point, value)
         )

@@ -1,0 +1,171 @@
+"""A finished search in the MLflow UI, in a real browser: its trials are found, selected and compared.
+
+With TAILACC_SCREENSHOTS=FOLDER the pictures runs.png and compare.png go there, for a person to look at.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from data.labels import VOC_CLASSES
+from train.config import LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from train.config_files import flatten, to_dict
+from train.selection_scores import SelectionScores, best_figures, write_selection_scores
+from train.tracking import PARENT_TAG, MlflowTracker, client, experiment_id
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no Chromium here; on Debian and Ubuntu: apt-get install --no-install-recommends chromium",
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
+# For each step of the browser, in milliseconds: the UI is 3 MB of JavaScript, and the machine may be busy.
+PATIENCE = 60_000
+SEARCH = "search: grid, 4 trials"
+TRIALS = [
+    ("tiny_cnn", "bce", 4e-3),
+    ("tiny_cnn", "asl", 8e-3),
+    ("tiny_resnet", "bce", 6e-3),
+    ("tiny_resnet", "asl", 1e-2),
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A tracking server with a finished search."""
+
+    address: str
+    experiment: str
+    parent: str
+    children: tuple[str, ...]
+
+
+def record(folder: Path) -> tuple[str, str, tuple[str, ...]]:
+    """A search of four trials as `train.loop` records them: experiment, parent and children."""
+    experiment = experiment_id(client(), "tailacc")
+    parent = client().create_run(experiment, run_name=SEARCH, tags={"kind": "search"}).info.run_id
+    rng, children = np.random.default_rng(0), []
+    target = (rng.random((40, len(VOC_CLASSES))) < 0.3).astype(np.uint8)
+    ids = tuple(f"2012_{i:06d}" for i in range(len(target)))
+    for number, (backbone, loss, lr) in enumerate(TRIALS):
+        out = folder / f"trial{number}"
+        out.mkdir()
+        config = replace(
+            TrainConfig(out=out),
+            model=ModelConfig(backbone=backbone, weights="none"),
+            loss=LossConfig(name=loss),
+            optimizer=OptimizerConfig(lr=lr),
+        )
+        tags = {PARENT_TAG: parent, "trial_id": f"t_{number}", "trial.state": "completed"}
+        dataset = {"name": "squares", "digest": "d", "source": str(folder), "profile": "{}"}
+        name = f"{backbone} {loss} lr {lr:.2g}"
+        tracker = MlflowTracker(out, "tailacc", name, flatten(to_dict(config)), dataset, tags)
+        for epoch in (1, 2, 3):
+            logit = (target * epoch + rng.normal(0, 2, target.shape)).astype(np.float32)
+            scores = SelectionScores(tuple(VOC_CLASSES), ids, target, np.ones_like(target), logit)
+            ap = {f"val/ap/{c}": float(v) for c, v in zip(VOC_CLASSES, scores.ap(), strict=True)}
+            figures = {"train/loss": 1 / epoch, "val/map": scores.map(), "lr": lr, "time/seconds": 1.0}
+            tracker.epoch(epoch, figures | {"time/images_per_second": 100.0} | ap)
+        path = out / "selection.npz"
+        write_selection_scores(path, scores)
+        tracker.finish("FINISHED", {"best/map": scores.map(), "best/epoch": 3} | best_figures(path), [path])
+        children.append(tracker.run_id)
+    client().set_terminated(parent)
+    return experiment, parent, tuple(children)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The real `mlflow server` on the search's SQLite."""
+    folder = tmp_path_factory.mktemp("ui")
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        experiment, parent, children = record(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=folder,
+            # Jobs are for its evaluation of language models: three more processes.
+            env=os.environ
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            wait_for(f"{address}/health", server, folder / "server.log")
+            yield Served(address, experiment, parent, children)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=30)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the tracking server did not come up:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(served: Served) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = browser.new_page(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
+        tab.set_default_timeout(PATIENCE)
+        own = urlsplit(served.address).netloc
+
+        def only_own(route: Any) -> None:
+            # The UI asks addresses outside for news and telemetry; where there is no network they would hang.
+            if urlsplit(route.request.url).netloc == own:
+                route.continue_()
+            else:
+                route.abort()
+
+        tab.route(re.compile("^https?:"), only_own)
+        yield tab
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    chosen = os.environ.get("TAILACC_SCREENSHOTS")
+    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
