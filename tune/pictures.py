@@ -76,7 +76,8 @@ def importances(rows: Sequence[TrialRow]) -> dict[str, float]:
     """
     counted = known(rows)
     columns = varying(counted)
-    if len(counted) < LEAST_TRIALS or not columns:
+    alike = len({row.best_map for row in counted}) < 2
+    if len(counted) < LEAST_TRIALS or not columns or alike:
         return {}
     import optuna
 
@@ -335,9 +336,10 @@ def _pareto(figure: Any, rows: Sequence[TrialRow]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12)
     axes.set_xlabel("serving cost, ms of one core an image")
-    axes.set_ylabel("best selection mAP (VOC 2010)")
-    axes.set_title("mAP with its 95 % interval against serving cost", loc="left", fontsize=11)
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_ylabel("best selection mAP (VOC 2010), 95 % interval")
+    axes.set_title("mAP against serving cost", loc="left", fontsize=11)
+    # Above the axes, where it covers no trial.
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, fontsize=9)
     _plain(axes)
     # By number: names beside the points would run into each other. Left above a point of the front is nothing.
     lines = []

@@ -51,6 +51,7 @@ ENTRIES: list[tuple[str, ...]] = [
     ("train/export.py", "--help"),
     ("train/send.py", "--help"),
     ("tune/search.py", "--help"),
+    ("tune/compare.py", "--help"),
     ("serve/server.py", "--help"),
     ("serve/client.py", "--help"),
     ("serve/client.py", "score", "--help"),
@@ -252,7 +253,7 @@ json.dump([code, sorted(set(sys.modules))], sys.stderr)
 def test_entry__console_scripts_name_them_all() -> None:
     # Read from the file: an installed copy may be older.
     text = (ROOT / "pyproject.toml").read_text()
-    scripts = re.findall(r'^tailacc-\w+ = "([\w.]+):cli"$', text, flags=re.MULTILINE)
+    scripts = re.findall(r'^tailacc-[\w-]+ = "([\w.]+):cli"$', text, flags=re.MULTILINE)
     assert sorted(scripts) == sorted({entry[0].removesuffix(".py").replace("/", ".") for entry in ENTRIES})
 
 
