@@ -28,11 +28,16 @@ def call(*command: str | Path) -> None:
 class Bridge:
     """A network of the compose file: 10.77.`number`.0/24, which ends on this machine."""
 
-    def __init__(self, name: str, number: int) -> None:
-        self.name, self.device, self._number, self._used = name, f"net{number}", number, 1
+    def __init__(self, number: int, internal: bool) -> None:
+        self.device, self.internal, self._number, self._used = f"net{number}", internal, number, 1
         call("ip", "link", "add", self.device, "type", "bridge")
         call("ip", "address", "add", f"10.77.{number}.1/24", "dev", self.device)
         call("ip", "link", "set", self.device, "up")
+
+    @property
+    def gateway(self) -> str:
+        """Where a way out would begin. Ray finds a node's own address by the route to it."""
+        return f"10.77.{self._number}.1"
 
     def address(self) -> str:
         """A new one."""
@@ -109,6 +114,10 @@ class Container:
         etc.mkdir(parents=True)
         (etc / "passwd").write_text(_PASSWD.format(uid=self._uid, gid=self._gid))
         self._bind(etc / "passwd", "/etc/passwd", read_only=True)
+        # Nobody answers there, and says so at once: names are in /etc/hosts. This host's own name server can't be
+        # reached from here, and Ray's gRPC would wait for it until its time is up.
+        (etc / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        self._bind(etc / "resolv.conf", "/etc/resolv.conf", read_only=True)
         # Python itself, where this one lives: the environments point there.
         if not sys.base_prefix.startswith("/usr"):
             self._bind(Path(sys.base_prefix), sys.base_prefix, read_only=True)
@@ -172,6 +181,8 @@ class Container:
             call("ip", "link", "set", near, "master", bridge.device, "up")
             call(*inside, "address", "add", f"{address}/24", "dev", far)
             call(*inside, "link", "set", far, "up")
+            if not bridge.internal:
+                call(*inside, "route", "add", "default", "via", bridge.gateway)
 
     def know(self, hosts: Mapping[str, str]) -> None:
         """Give it the names (name -> address) that it can look up."""
