@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 POSTGRES = Path("/usr/lib/postgresql")
 SEARCH = (
     "python /app/tune/search.py --search.ray-address ray-head:6379 --preset quick --search.trials 2 "
-    "--search.finalists 0 --schedule.epochs 2 --data.size 32 --data.train-size 32 --space.backbone tiny_cnn "
+    "--search.finalists 1 --schedule.epochs 2 --data.size 32 --data.train-size 32 --space.backbone tiny_cnn "
     "--space.loss bce asl --out /work/runs/tune/rehearsal"
 )
 # What the PostgreSQL image's own entry script does at the first start.
@@ -86,6 +86,7 @@ class Rehearsal:
             # takes three times as long, in every process).
             call(*uv, "pip", "sync", "--quiet", "--require-hashes", "--no-build", "--compile-bytecode",
                  "--python", folder / "bin/python", ROOT / "requirements" / f"{name}.txt")  # fmt: skip
+            call(folder / "bin/python", ROOT / "docker/metadata.py", ROOT / "pyproject.toml")
         newest = max(POSTGRES.glob("*/bin"), key=lambda path: int(path.parent.name))
         for program in newest.iterdir():
             (self.state / "bin" / program.name).symlink_to(program)
