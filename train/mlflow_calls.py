@@ -20,8 +20,10 @@ _PARAMETER_LIMIT, _TAG_LIMIT = 6000, 5000
 _AT_ONCE = {"params": 100, "tags": 100, "metrics": 1000}
 # Statuses below 500 that tell of the server or of the door to it, not of the call.
 _LATER = (401, 403, 407, 408, 425, 429)
-# MLflow turns every error of its database into 400 but OperationalError: these are a connection that broke.
+# MLflow turns every error of its database into 400 but OperationalError. These are a connection that broke, and two
+# processes that made the same row at the same moment (seen with a data set on Postgres): the next attempt finds it.
 _BROKEN = ("InterfaceError", "PendingRollbackError", "OperationalError", "connection already closed")
+_RACED = ("UniqueViolation", "UNIQUE constraint failed", "Duplicate entry")
 
 
 def absolute_store() -> str:
@@ -189,7 +191,7 @@ def is_temporary(error: Exception) -> bool:
     status = getattr(response, "status_code", None)
     if status is None and hasattr(error, "get_http_status_code"):
         status = error.get_http_status_code()
-        if any(word in str(error) for word in _BROKEN):
+        if any(word in str(error) for word in _BROKEN + _RACED):
             return True
     if status is not None:
         return bool((status >= 500 and status != 501) or status in _LATER)
