@@ -33,15 +33,29 @@ from tune.compared_runs import LETTERS, SCORES, Run
 _PLACES = {"out", "overwrite", "resume", "data.cache", "tracking.run_name"}
 # Characters that the first columns of the table of parameters or classes take, and each run beside them: runs that do
 # not fit the terminal go into a table of their own.
-_FIRST, _CELL = 26, 16
+_FIRST, _CELL = 28, 16
+# Of a class with fewer positives the bootstrap knows too few images to say what is noise.
+LEAST_POSITIVES = 5
+_COLOURS = {1: "green", -1: "red", 0: ""}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A run minus the first one: mAP, and the AP of each class; NaN in `ap` for a class without a positive."""
+    """A run minus the first one, on the same images.
+
+    Attributes:
+        map: of mAP.
+        ap: of each class's AP; NaN for a class without a positive.
+        positives: images of each class.
+    """
 
     map: Paired
     ap: Mapping[str, Paired]
+    positives: Mapping[str, int]
+
+    def apart(self, name: str) -> int:
+        """1 and -1: the run is better and worse at that class outside the noise; 0: that cannot be told."""
+        return self.ap[name].verdict if self.positives[name] >= LEAST_POSITIVES else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +127,14 @@ def _difference(a: SelectionScores, b: SelectionScores, samples: npt.NDArray[np.
     whole = Paired(a.map() - b.map(), float(low), float(high))
     lows, highs = interval(one - two)
     columns = zip(a.classes, a.ap() - b.ap(), lows, highs, strict=True)
-    return Difference(whole, {name: Paired(float(d), float(lo), float(hi)) for name, d, lo, hi in columns})
+    ap = {name: Paired(float(d), float(lo), float(hi)) for name, d, lo, hi in columns}
+    return Difference(whole, ap, positives(a))
+
+
+def positives(scores: SelectionScores) -> dict[str, int]:
+    """How many images of the selection part have each class."""
+    counts = (scores.target * scores.mask).sum(axis=0, dtype=np.int64)
+    return dict(zip(scores.classes, map(int, counts), strict=True))
 
 
 def verdict(compared: Compared, place: int) -> str:
@@ -137,10 +158,12 @@ def print_comparison(compared: Compared, console: Console | None = None) -> None
         say(f"{letter}  {run.name}  ({run.where}, {run.state})")
     say("")
     if compared.parameters:
+        say("parameters that differ")
         for places in _chunks(compared, console):
             console.print(_parameter_table(compared, places))
     else:
         say("No parameter differs.\n")
+    say("selection mAP (VOC 2010), with 95 % intervals")
     console.print(_metric_table(compared))
     for place in range(1, len(compared.runs)):
         say(verdict(compared, place))
@@ -150,14 +173,20 @@ def print_comparison(compared: Compared, console: Console | None = None) -> None
         say(f"note: {note}")
     if not compared.classes:
         return
-    say("")
+    say("\nAP of each class at the best epoch, and the 95 % interval of its difference to A")
     for places in _chunks(compared, console):
         console.print(_class_table(compared, places))
     if any(compared.differences):
+        known = [name for name in compared.classes if _most_positives(compared, name) >= LEAST_POSITIVES]
         say(
-            "* differs from A outside the noise: about "
-            f"{0.05 * len(compared.classes):.1f} of {len(compared.classes)} classes would by chance alone."
+            f"* differs from A outside the noise; about {0.05 * len(known):.1f} of {len(known)} classes would by "
+            f"chance alone. Classes with fewer than {LEAST_POSITIVES} positives are not judged."
         )
+
+
+def _most_positives(compared: Compared, name: str) -> int:
+    """Images of the class among those that the differences rest on."""
+    return max((found.positives.get(name, 0) for found in compared.differences if found), default=0)
 
 
 def _chunks(compared: Compared, console: Console) -> Iterator[list[int]]:
@@ -168,12 +197,12 @@ def _chunks(compared: Compared, console: Console) -> Iterator[list[int]]:
         yield [0, *others[start : start + size]]
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _parameter_table(compared: Compared, places: Sequence[int]) -> Table:
-    table = _table("parameters that differ")
+    table = _table()
     table.add_column("parameter", overflow="fold")
     for place in places:
         table.add_column(LETTERS[place], overflow="fold")
@@ -191,13 +220,13 @@ def _short(value: str) -> str:
 
 
 def _metric_table(compared: Compared) -> Table:
-    table = _table("selection mAP (VOC 2010), with 95 % intervals")
+    table = _table()
     names = ("run", "mAP", "interval", "epoch", "seconds", "images/s", "minus A")
     for name in names:
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for place, run in enumerate(compared.runs):
-        span = "-" if math.isnan(run.map_low) else f"{run.map_low:.3f} to {run.map_high:.3f}"
-        epoch = f"{run.best_epoch} of {run.epochs}" if run.epochs else "-"
+        span = "-" if math.isnan(run.map_low) else _limits(run.map_low, run.map_high, ".3f")
+        epoch = f"{run.best_epoch}/{run.epochs}" if run.epochs else "-"
         cells = (LETTERS[place], _number(run.map, ".4f"), span, epoch)
         rate = (_number(run.seconds, ".0f"), _number(run.images_per_second, ".0f"))
         table.add_row(*cells, *rate, _gap(compared, place))
@@ -208,14 +237,15 @@ def _gap(compared: Compared, place: int) -> Text:
     """The difference of mAP to the first run, with its interval where there is one."""
     found = compared.differences[place]
     if found is not None:
-        return Text(f"{found.map.difference:+.4f} {_span(found.map)}", style=_style(found.map))
+        return Text(f"{found.map.difference:+.4f} {_span(found.map)}", style=_COLOURS[found.map.verdict])
     plain = compared.runs[place].map - compared.runs[0].map
     return Text(f"{plain:+.4f}" if place and math.isfinite(plain) else "")
 
 
 def _class_table(compared: Compared, places: Sequence[int]) -> Table:
-    table = _table("AP of each class at the best epoch, and the 95 % interval of its difference to A")
+    table = _table()
     table.add_column("class", overflow="fold")
+    table.add_column("n", justify="right")
     for place in places:
         table.add_column(LETTERS[place])
     for name in compared.classes:
@@ -226,20 +256,20 @@ def _class_table(compared: Compared, places: Sequence[int]) -> Table:
             if found is None or name not in found.ap or math.isnan(found.ap[name].low):
                 cells.append(Text(text))
                 continue
-            paired = found.ap[name]
-            mark = "*" if paired.verdict else ""
-            cells.append(Text(f"{text}{mark} {_span(paired)}", style=_style(paired)))
-        table.add_row(name, *cells)
+            paired, apart = found.ap[name], found.apart(name)
+            cells.append(Text(f"{text}{'*' if apart else ''} {_span(paired)}", style=_COLOURS[apart]))
+        count = _most_positives(compared, name)
+        table.add_row(name, str(count) if any(compared.differences) else "", *cells)
     return table
 
 
-def _style(paired: Paired) -> str:
-    return {1: "green", -1: "red", 0: ""}[paired.verdict]
-
-
 def _span(paired: Paired) -> str:
+    return _limits(paired.low, paired.high, "+.3f")
+
+
+def _limits(low: float, high: float, form: str) -> str:
     """`[-.012,+.034]`: without a space, at which a terminal would break the line."""
-    return "[" + ",".join(f"{x:+.3f}".replace("0.", ".", 1) for x in (paired.low, paired.high)) + "]"
+    return "[" + ",".join(f"{x:{form}}".replace("0.", ".", 1) for x in (low, high)) + "]"
 
 
 def _number(value: float, form: str) -> str:
@@ -256,8 +286,11 @@ def comparison_json(compared: Compared) -> dict[str, Any]:
         found = compared.differences[place]
         if found is not None:
             about["minus_a"] = {
-                "map": _paired(found.map),
-                "ap": {name: _paired(paired) for name, paired in found.ap.items()},
+                "map": asdict(found.map) | {"apart": found.map.verdict},
+                "ap": {
+                    name: asdict(paired) | {"positives": found.positives[name], "apart": found.apart(name)}
+                    for name, paired in found.ap.items()
+                },
                 "verdict": verdict(compared, place),
             }
         runs.append(about)
@@ -269,10 +302,6 @@ def comparison_json(compared: Compared) -> dict[str, Any]:
     }
     plain: dict[str, Any] = _without_nan(content)
     return plain
-
-
-def _paired(paired: Paired) -> dict[str, Any]:
-    return asdict(paired) | {"outside_the_noise": paired.verdict != 0}
 
 
 def _without_nan(value: Any) -> Any:
