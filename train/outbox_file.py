@@ -56,15 +56,16 @@ class Lines:
             self._take(record)
 
     def _take(self, record: dict[str, Any]) -> None:
-        self.key = record.get("key", self.key)
-        self.store = record.get("store", self.store)
-        self.run_id = record.get("run_id", self.run_id)
         if "call" in record:
             self.pending.append(record)
             if record["call"] == "create":
                 self.tags |= record["tags"]
             elif record["call"] == "tags":
                 self.tags |= record["values"]
+            return
+        self.key = record.get("key", self.key)
+        self.store = record.get("store", self.store)
+        self.run_id = record.get("run_id", self.run_id)
         while self.pending and self.done < record.get("sent", 0):
             self.pending.popleft()
             self.done += 1
