@@ -206,15 +206,14 @@ def test_command__of_the_server_is_understood(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"),
+    ("module", "subcommand", "names"),
     [
-        ("mlflow", "mlflow.cli server"),
-        ("ray-head", "ray.scripts.scripts start"),
-        ("ray-worker", "ray.scripts.scripts start"),
+        ("mlflow.cli", "server", ["mlflow"]),
+        ("ray.scripts.scripts", "start", ["ray-head", "ray-worker", "ray-worker-gpu"]),
     ],
+    ids=["mlflow", "ray"],
 )
-def test_command__options_exist(name: str, command: str) -> None:
-    module, subcommand = command.split()
+def test_command__options_exist(module: str, subcommand: str, names: list[str]) -> None:
     script = f"""
 import importlib, json
 group = importlib.import_module("{module}").cli
@@ -222,7 +221,10 @@ print(json.dumps([o for p in group.commands["{subcommand}"].params for o in p.op
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     known = set(json.loads(done.stdout.splitlines()[-1]))
-    assert {word for word in words_of(name) if word.startswith("--")} <= known
+    for name in names:
+        words = words_of(name)
+        assert words[:2] == [module.split(".")[0], subcommand]
+        assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_guide__its_searches_are_understood() -> None:
@@ -273,3 +275,15 @@ def test_with_password__hands_it_on_and_shows_it_nowhere(tmp_path: Path) -> None
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_metadata__is_found_beside_the_packages(tmp_path: Path) -> None:
+    # The server tells its callers the version, and our code is copied into the images rather than installed.
+    import importlib.metadata
+    import tomllib
+
+    write = runpy.run_path(str(ROOT / "docker/metadata.py"))["write_metadata"]
+    write(ROOT / "pyproject.toml", tmp_path)
+    (found,) = importlib.metadata.distributions(name="tailacc", path=[str(tmp_path)])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found.version == project["version"]
