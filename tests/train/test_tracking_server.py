@@ -57,6 +57,8 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *flags],
             cwd=self._folder,
+            # Its workers for language models, which take as long to start as the server.
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=log,
             start_new_session=True,
