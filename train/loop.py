@@ -32,15 +32,16 @@ from eval.metrics import mean_average_precision
 from train import checkpoint
 from train.batches import Batches
 from train.config import TrainConfig
-from train.config_files import flatten, to_dict, write_config
+from train.config_files import write_config
 from train.curves import draw_curves
-from train.display import banner, epoch_line, run_name
+from train.display import banner, epoch_line
 from train.divergence import Diverged, LossWatch
 from train.environment import Environment, describe_data, describe_model, describe_session
 from train.evaluation import predict
 from train.examples import Examples, open_examples
 from train.interrupt import Interrupts, leave
 from train.process import check_names, start_process
+from train.recorded import open_tracker
 from train.revision import source_revision
 from train.run_folder import check_same, write_diverged, write_history, write_selection
 from train.selection_scores import (
@@ -49,7 +50,7 @@ from train.selection_scores import (
     write_selection_scores,
 )
 from train.step import Stepped, Stepper
-from train.tracking import MlflowTracker, NoTracker, Tracker
+from train.tracking import NoTracker, Tracker
 
 # Steps between two questions of several GPUs whether any was told to stop: each makes the CPU wait for them.
 _GPU_ASKS_EVERY = 10
@@ -391,25 +392,9 @@ class _Run:
     @contextmanager
     def _tracked(self) -> Iterator[Tracker]:
         """The tracker of the main process; closes the MLflow run as what became of the training."""
-        config, labels = self.config, self.examples.labels
         tracker: Tracker = NoTracker()
-        if config.tracking.enabled and self.accelerator.is_main_process:
-            counts = {"train": len(self.examples.train), "selection": len(self.examples.selection)}
-            tracker = MlflowTracker(
-                self.out,
-                config.tracking.experiment,
-                config.tracking.run_name or run_name(config),
-                flatten(to_dict(config)),
-                {
-                    "name": labels.name,
-                    "digest": labels.fingerprint(),
-                    "source": str(labels.paths[0].parent.resolve()),
-                    "profile": json.dumps(counts | {"classes": len(labels.classes)}),
-                },
-                {"source_revision": source_revision(), **self.tags},
-                self.resumed_run,
-                config.tracking.wait,
-            )
+        if self.config.tracking.enabled and self.accelerator.is_main_process:
+            tracker = open_tracker(self.config, self.out, self.examples, self.tags, self.resumed_run)
         recorded = (
             checkpoint.CONFIG,
             checkpoint.HISTORY,
