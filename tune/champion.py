@@ -14,7 +14,7 @@ from tune.card import write_card
 from tune.pictures import draw_pictures
 from tune.promotion import promote
 from tune.race import RACE
-from tune.rows import TABLE, TrialRow
+from tune.rows import TABLE, TrialRow, best_first
 from tune.run import SETTINGS, Outcome
 from tune.space import SearchConfig
 from tune.table import build_table
@@ -24,8 +24,9 @@ INTERRUPTED = 130
 
 def conclude(config: SearchConfig, outcome: Outcome) -> int:
     """Print the trials, export and register the winner, close the search's record, and return the exit code."""
-    Console().print(build_table(list(outcome.rows), "trials, best first"))
-    pictures = draw_pictures(list(outcome.rows), outcome.out)
+    trials = [row for row in outcome.rows if "finalist" not in row.point]
+    Console().print(build_table(trials, "trials, best first (selection mAP, VOC 2010)"))
+    pictures = draw_pictures(trials, outcome.out)
     files = [outcome.out / name for name in (TABLE, SETTINGS, RACE)]
     files = [path for path in [*files, *pictures] if path.is_file()]
     if outcome.interrupted:
@@ -78,7 +79,7 @@ def _close(outcome: Outcome, status: str, files: Sequence[Path]) -> None:
     """End the MLflow run of the search with its best trial's figures and its files."""
     if outcome.parent is None:
         return
-    best = next((row for row in outcome.rows if math.isfinite(row.best_map)), None)
+    best = next((row for row in best_first(outcome.rows) if math.isfinite(row.best_map)), None)
     outcome.parent.finish(status, _figures(best), _tags(outcome, best), files)
 
 

@@ -56,7 +56,7 @@ class Outcome:
 
     Attributes:
         out: its folder.
-        rows: the trials, best first.
+        rows: the trials in the order in which they began, those of the race last.
         standings: of the race, the winner first; empty where there was none.
         interrupted: it was stopped by Ctrl-C and can be resumed.
         winner: folder of the run to export; None where no trial finished an epoch.
@@ -88,8 +88,9 @@ def search(config: SearchConfig) -> Outcome:
     examples = [
         open_examples(data) for data in data_configs(config)
     ]  # once here, so that no trial decodes an image
+    variables = _variables()  # imports mlflow, which two threads must not do at once
     parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
-    started = start_ray(config, _variables())
+    started = start_ray(config, variables)
     import ray
 
     try:
@@ -122,8 +123,8 @@ class _Search:
         out, options = self.out, self.config.search
         costs = self._costs()
         table = self._try(costs)
-        rows = [replace_cost(row, table.points, costs) for row in table.ordered()]
-        write_table(out / TABLE, rows)
+        rows = [replace_cost(row, table.points, costs) for row in table.rows.values()]
+        write_table(out / TABLE, best_first(rows))
         started = table.first_start - begun
         unfinished = any(row.state == "unfinished" for row in rows)
         if unfinished or (len(rows) < table.total and not table.time_is_over):
@@ -133,8 +134,8 @@ class _Search:
             winner = trial_folder(out, chosen[0].trial_id) if chosen else None
             return Outcome(out, tuple(rows), winner=winner, parent=self.parent, seconds=started)
         race = self._race(chosen, table.points)
-        rows += race.ordered()
-        write_table(out / TABLE, rows)
+        rows += race.rows.values()
+        write_table(out / TABLE, best_first(rows))
         if any(row.state == "unfinished" for row in race.rows.values()) or len(race.rows) < race.total:
             return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, seconds=started)
         standings = self._judge(chosen, race, table.points, costs)
@@ -162,16 +163,19 @@ class _Search:
                 f"warm start {searcher.taken} earlier trials lie in this space", file=sys.stderr, flush=True
             )
         table = self._table(number_of_trials(config), "trials", options.hours * 3600)
+        # PBT takes no searcher: its points are drawn before the start.
+        drawn = options.scheduler == "pbt"
+        space = {"point": tune.grid_search(searcher.draw(table.total))} if drawn else {}
         tune_config = tune.TuneConfig(
             metric="map",
             mode="max",
-            search_alg=searcher,
+            search_alg=None if drawn else searcher,
             scheduler=make_scheduler(config),
-            num_samples=table.total,
+            num_samples=1 if drawn else table.total,
             max_concurrent_trials=concurrency(config, self.placement),
             reuse_actors=options.workers == 1 and options.scheduler not in ("pbt", "hyperband"),
         )
-        run_tune(config, self.out, STATE, tune_config, {}, table, self.placement, self.tags, options.hours)
+        run_tune(config, self.out, STATE, tune_config, space, table, self.placement, self.tags, options.hours)
         return table
 
     def _race(self, chosen: Sequence[TrialRow], points: Mapping[str, Mapping[str, Any]]) -> TrialTable:
@@ -181,7 +185,7 @@ class _Search:
         config, options = self.config, self.config.search
         config = dataclasses.replace(config, search=dataclasses.replace(options, scheduler="none"))
         starts = race_points(chosen, points, config.seed, options.race_seeds)
-        table = self._table(len(starts), "races")
+        table = self._table(len(starts), "runs of the race")
         tune_config = tune.TuneConfig(
             metric="map",
             mode="max",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -19,19 +20,17 @@ from tune.rows import TrialRow, best_first
 
 def build_table(rows: Sequence[TrialRow], title: str) -> Table:
     """The trials as a table, best first; a setting that is the same in all is left out."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     keys = list(dict.fromkeys(key for row in rows for key in row.point))
     varied = [
-        key
-        for key in keys
-        if len({str(row.point.get(key)) for row in rows}) > 1 or key in ("backbone", "loss")
+        k for k in keys if len({str(row.point.get(k)) for row in rows}) > 1 or k in ("backbone", "loss")
     ]
     table.add_column("trial", no_wrap=True)
     for key in varied:
         table.add_column(key, overflow="fold")
-    table.add_column("epoch", justify="right", no_wrap=True)
-    table.add_column("best mAP", justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    for name in ("epoch", "mAP"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold", min_width=10)
     for row in best_first(rows):
         settings = [_short(row.point.get(key)) for key in varied]
         found = f"{row.best_map:.4f}" if math.isfinite(row.best_map) else "-"
@@ -57,7 +56,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         total: trials of the whole search.
         ended: called with the row of each trial that ended, and all rows.
         epochs: of a full trial; a trial that completed fewer was pruned.
-        name: of what is running, for the lines that are printed.
+        name: of what is running, for the lines that are printed ("trials", "runs of the race").
         seconds: after which Ray Tune stops every trial; 0 = no limit.
     """
 
@@ -78,6 +77,10 @@ class TrialTable(Callback):  # type: ignore[misc]
         self._start = time.monotonic()
         self._live: Live | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray saves its callbacks with the search; a resumed one has a table of its own."""
+        return self.__dict__ | {"_ended": None, "_live": None}
+
     def start(self) -> None:
         """Begin to show the table, where stderr is a terminal."""
         if sys.stderr.isatty():
@@ -94,10 +97,6 @@ class TrialTable(Callback):  # type: ignore[misc]
     def time_is_over(self) -> bool:
         """Whether the limit of `seconds` has passed."""
         return bool(self._seconds) and time.monotonic() - self._start >= self._seconds
-
-    def ordered(self) -> list[TrialRow]:
-        """The rows, best first; trials without an epoch last."""
-        return best_first(list(self.rows.values()))
 
     def settle(self, trials: Sequence[Any]) -> None:
         """After the end: rows of the trials that Ray Tune did not say the end of."""
@@ -158,7 +157,7 @@ class TrialTable(Callback):  # type: ignore[misc]
             self._live.update(build_table(list(self.rows.values()), title))
             return
         best = f"best mAP {row.best_map:.4f}" if math.isfinite(row.best_map) else ""
-        point = " ".join(_short(value) for value in row.point.values())
+        point = " ".join(_short(value) for key, value in row.point.items() if key != "finalist")
         words = f"trial {row.trial_id}  {point}  epoch {row.epoch}  {best}"
         print(f"[{title}] {words}  {row.state} {row.reason}".rstrip(), file=sys.stderr, flush=True)
 

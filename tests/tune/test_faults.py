@@ -1,0 +1,208 @@
+"""What happens to a trial must not happen to the search: real processes, really killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tune.rows import read_table
+from tune.run import search
+from tune.space import SearchConfig
+
+Make = Callable[..., SearchConfig]
+Find = Callable[[int], list[psutil.Process]]
+SCRIPT = str(Path(__file__).resolve().parents[2] / "tune" / "search.py")
+
+
+def epochs_of(folder: Path) -> list[int]:
+    path = folder / "history.csv"
+    if not path.is_file():
+        return []
+    with path.open() as stream:
+        return [int(row["epoch"]) for row in csv.DictReader(stream)]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_fault__a_killed_worker_goes_on_from_its_checkpoint(
+    local_ray: Any, make: Make, home: Path, trial_processes: Find
+) -> None:
+    config = make("killed", "--search.trials", "1", "--space.backbone", "tiny_cnn", "--space.loss", "bce")
+    config = replaced(config, epochs=12)
+    seen: list[int] = []
+
+    def kill() -> None:
+        folder = home / "killed" / "trials"
+        wait_for(lambda: any(len(epochs_of(trial)) >= 2 for trial in folder.glob("*")))
+        (trial,) = folder.glob("*")
+        for process in trial_processes(os.getpid()):
+            process.kill()
+        seen.extend(epochs_of(trial))
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcome = search(config)
+    killer.join()
+    (row,) = outcome.rows
+    assert (row.state, row.restarts, row.epoch) == ("completed", 1, 12)
+    assert 2 <= len(seen) < 12
+    folder = home / "killed" / "trials" / row.trial_id
+    assert epochs_of(folder) == list(range(1, 13))
+    sessions = json.loads((folder / "environment.json").read_text())["sessions"]
+    assert len(sessions) == 2  # one before and one after: what was finished was not trained again
+    assert not (folder / "last.pt").exists()
+    assert outcome.winner == folder
+
+
+def test_fault__one_that_stays_ends_the_trial_with_its_reason_and_the_search_goes_on(
+    local_ray: Any, make: Make, home: Path
+) -> None:
+    flags = ["--search.trials", "2", "--space.backbone", "tiny_cnn", "tiny_resnet", "--space.loss", "bce"]
+    config = replaced(make("stays", *flags), epochs=2, retries=1)
+    outcome = search_with_broken(config, home)
+    states = {row.point["backbone"]: row for row in outcome.rows}
+    assert states["tiny_resnet"].state == "completed"
+    failed = states["tiny_cnn"]
+    assert (failed.state, failed.restarts) == ("failed", 1)
+    assert "is a file; give a folder" in failed.reason
+    table = {row.trial_id: row.reason for row in read_table(home / "stays" / "trials.csv")}
+    assert table[failed.trial_id] == failed.reason
+
+
+def search_with_broken(config: SearchConfig, home: Path) -> Any:
+    """The search, with a file where the first tiny_cnn trial wants its folder: a fault that no retry mends."""
+    from tune import run
+
+    original = run.make_scheduler
+
+    def sabotage(config: SearchConfig) -> Any:
+        from tune.sampling import Points
+
+        suggest = Points.suggest
+
+        def suggested(self: Points, trial_id: str) -> Any:
+            found = suggest(self, trial_id)
+            if found and found["point"]["backbone"] == "tiny_cnn":
+                folder = home / "stays" / "trials"
+                folder.mkdir(exist_ok=True)
+                (folder / trial_id).write_text("in the way")
+            return found
+
+        patch.setattr(Points, "suggest", suggested)
+        return original(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_scheduler", sabotage)
+        return search(config)
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "hyperband"])
+def test_scheduler__runs_to_its_end(scheduler: str, local_ray: Any, make: Make, home: Path) -> None:
+    flags = [
+        "--search.trials",
+        "3",
+        "--space.backbone",
+        "tiny_cnn",
+        "--space.loss",
+        "bce",
+        "--search.sampler",
+    ]
+    config = make(scheduler, *flags, "random", "--search.scheduler", scheduler, "--space.lr", "1e-6", "2e-2")
+    outcome = search(replaced(config, epochs=6))
+    assert len(outcome.rows) == 3
+    assert {row.state for row in outcome.rows} <= {"completed", "pruned"}
+    assert any(row.epoch == 6 for row in outcome.rows)
+    assert outcome.winner is not None
+
+
+def test_budget__ends_the_search_with_what_was_found(local_ray: Any, make: Make, home: Path) -> None:
+    flags = ["--search.trials", "500", "--space.backbone", "tiny_cnn", "--space.loss", "bce"]
+    config = make("budget", *flags, "--search.sampler", "random", "--search.hours", str(15 / 3600))
+    outcome = search(replaced(config, epochs=4))
+    assert 0 < len(outcome.rows) < 500
+    assert not outcome.interrupted
+    assert not {row.state for row in outcome.rows} & {"running", "unfinished", "failed"}
+
+
+def test_disk__keeps_the_weights_of_the_best_alone(local_ray: Any, make: Make, home: Path) -> None:
+    flags = [
+        "--search.trials",
+        "5",
+        "--space.backbone",
+        "tiny_cnn",
+        "--space.loss",
+        "bce",
+        "--search.keep",
+        "2",
+    ]
+    outcome = search(replaced(make("disk", *flags, "--search.sampler", "random"), epochs=2))
+    assert len(outcome.rows) == 5
+    kept = {path.parent.name for path in (home / "disk" / "trials").glob("*/best.pt")}
+    best = sorted(outcome.rows, key=lambda row: -row.best_map)[:2]
+    assert kept == {row.trial_id for row in best}
+    assert not list((home / "disk" / "trials").glob("*/last.pt"))
+
+
+@pytest.mark.timeout(200)
+def test_fault__a_killed_driver_resumes_and_repeats_no_finished_trial(
+    devkit: Path, tmp_path: Path, trial_processes: Find
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--data.root", str(devkit), "--data.size", "32", "--batch-size", "16", "--out", str(out)]
+    flags += ["--space.backbone", "tiny_cnn", "--space.loss", "bce", "--search.sampler", "random"]
+    flags += ["--search.trials", "3", "--search.concurrency", "1", "--search.finalists", "1"]
+    flags += ["--schedule.epochs", "6", "--search.scheduler", "none", "--tracking.no-enabled"]
+    command = [sys.executable, SCRIPT]
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([*command, *flags], cwd=tmp_path, stdout=log, stderr=log)
+        # Ray Tune writes its state every few seconds: wait until it knows of the first trial's end.
+        wait_for(lambda: "TERMINATED" in "".join(p.read_text() for p in out.glob("ray/experiment_state*")))
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    for process in family:  # what a machine that went down would have taken with it
+        with_suppressed(process.kill)
+    finished = {folder.name for folder in (out / "trials").glob("*") if (folder / "result.json").is_file()}
+    before = {name: (out / "trials" / name / "environment.json").read_bytes() for name in finished}
+    done = subprocess.run(
+        [*command, "--resume", "--out", str(out)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_table(out / "trials.csv")
+    assert [row.state for row in rows] == ["completed"] * 3
+    assert finished
+    assert finished <= {row.trial_id for row in rows}
+    for name in finished:
+        assert (out / "trials" / name / "environment.json").read_bytes() == before[name]
+    for row in rows:
+        assert epochs_of(out / "trials" / row.trial_id) == [1, 2, 3, 4, 5, 6]
+
+
+def with_suppressed(call: Callable[[], None]) -> None:
+    try:
+        call()
+    except psutil.NoSuchProcess:
+        return
+
+
+def replaced(config: SearchConfig, epochs: int, retries: int = 2) -> SearchConfig:
+    import dataclasses
+
+    schedule = dataclasses.replace(config.schedule, epochs=epochs)
+    options = dataclasses.replace(config.search, retries=retries)
+    return dataclasses.replace(config, schedule=schedule, search=options)
