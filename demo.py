@@ -21,6 +21,8 @@ from data.cli import run
 from data.errors import InputError
 from data.voc import SYNTHETIC_ROOT, read_voc
 
+_NAME = "tailacc-demo"  # of the registered model
+
 
 @dataclass(frozen=True)
 class DemoOptions:
@@ -82,13 +84,15 @@ def main(arguments: list[str]) -> int:
     if options.voc is None and not root.is_dir():
         demo.step("devkit", "data/synthetic.py", "--out", str(root))
     search, size = _search_flags(options)
+    # A name of its own, whose champion is always this demo's: a user's champion stays as it is.
+    search += ["--search.register", _NAME, "--search.promote", "always"]
     _cache(demo, root, size)
     model = demo.out / "search" / "model.onnx"
     demo.step(
         "search", "tune/search.py", "--data.root", str(root), "--out", str(demo.out / "search"), *search
     )
     server, address = demo.serve(
-        "serve/server.py", "--model", "models:/tailacc@champion", "--listen", "127.0.0.1:0"
+        "serve/server.py", "--model", f"models:/{_NAME}@champion", "--listen", "127.0.0.1:0"
     )
     scores, images = demo.out / "scores.parquet", demo.out / "val.txt"
     try:

@@ -184,7 +184,10 @@ def search_content(search: Search | None) -> dict[str, Any] | None:
     settings = search.settings
     text = f"{len(search.trials)} configurations were tried"
     if "search.sampler" in settings:
-        asha = "ASHA stops those that lag behind" if str(settings["search.asha"]) == "True" else "none pruned"
+        scheduler = settings.get(
+            "search.scheduler", "asha" if str(settings.get("search.asha")) == "True" else "none"
+        )
+        asha = f"{scheduler.upper()} stops those that lag behind" if scheduler != "none" else "none pruned"
         text += (
             f" (sampler {settings['search.sampler']}, {asha}, "
             f"seed {settings['seed']}), each judged by its best mAP on the selection part"

@@ -24,6 +24,7 @@ from train.display import run_name
 from train.examples import Examples, open_examples
 from train.heads import Classifier, make_model
 from train.onnx_graph import PARITY_BATCHES, Parity, export_onnx
+from train.outbox import run_id_of
 from train.selection_fit import CalibrationChoice, SelectionFit, fit_on_selection, selection_logits
 from train.selection_scores import SelectionScores
 from train.tracking import HASH_TAG, open_store
@@ -48,7 +49,6 @@ class Exported:
         note: why the MLflow run was not told of the file, "" where it was.
         examples: what the run learnt from and what it was selected on.
         scores: the logits of the selection part that the calibration was fitted to.
-        run: folder of the run.
     """
 
     path: Path
@@ -59,7 +59,6 @@ class Exported:
     note: str
     examples: Examples
     scores: SelectionScores
-    run: Path
 
 
 def newest_run(folder: Path) -> Path:
@@ -77,6 +76,9 @@ def load_best(folder: Path) -> tuple[Classifier, dict[str, Any], TrainConfig]:
             f"{folder} holds no {checkpoint.BEST}: it is not the folder of a run with a finished epoch"
         )
     state = checkpoint.load(folder / checkpoint.BEST)
+    # The weights may be older than MLflow's answer. Averaged ones, which have no history, are of no single run.
+    if not state["run_id"] and (folder / checkpoint.HISTORY).is_file():
+        state["run_id"] = run_id_of(folder)
     config = read_config(folder / checkpoint.CONFIG, TrainConfig())
     # Without its starting weights, which the trained ones replace.
     architecture = dataclasses.replace(config.model, weights="none")
@@ -133,7 +135,7 @@ def export_run(
         classes, tuple(labels.image_ids[i] for i in index), labels.target[index], labels.mask[index], logit
     )
     note = _tell_run(info.run_id, out, fit)
-    return Exported(out, info, parity, state["map"], fit, note, examples, scores, folder)
+    return Exported(out, info, parity, state["map"], fit, note, examples, scores)
 
 
 def _tell_run(run_id: str, path: Path, fit: SelectionFit) -> str:
@@ -218,7 +220,7 @@ def register_model(exported: Exported, name: str, alias: str, card: Path | None 
         exported: of a run that was tracked.
         name: of the registered model.
         alias: set on the version, such as "champion"; "" = none.
-        card: a file that goes beside the model in MLflow.
+        card: goes beside the model in MLflow; None: the card.md beside the file, where it is of this very file.
 
     Raises:
         InputError: the run was not tracked, or is not in this store; a name that the server could not fetch.
@@ -233,6 +235,7 @@ def register_model(exported: Exported, name: str, alias: str, card: Path | None 
             f"a registered model's name must not be empty nor hold / : @ , or quotes, got '{name}'"
         )
     store, digest = registry(), sha256(exported.path)
+    card = card or _card_beside(exported.path, digest)
     found = _registered_before(store, name, info.run_id, digest)
     if found is None:
         model_id = _log_model(store, exported)
@@ -271,6 +274,11 @@ def set_alias(store: Any, name: str, alias: str, version: str) -> None:
         if earlier != version:
             store.set_registered_model_alias(name, PREVIOUS, earlier)
     store.set_registered_model_alias(name, alias, version)
+
+
+def _card_beside(path: Path, digest: str) -> Path | None:
+    card = path.with_name(CARD)
+    return card if card.is_file() and digest in card.read_text(encoding="utf-8") else None
 
 
 def _registered_before(store: Any, name: str, run_id: str, digest: str) -> Any:

@@ -10,7 +10,7 @@ from tune.space import SearchConfig, SearchOptions, Space
 
 def quick() -> SearchConfig:
     """Two tiny networks with two losses at 64 px, from scratch: minutes on two cores."""
-    return from_train(presets.demo(), Space(), SearchOptions(trials=4, finalists=2, race_seeds=1))
+    return from_train(presets.demo(), Space(), SearchOptions(trials=4))
 
 
 def voc() -> SearchConfig:

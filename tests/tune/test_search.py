@@ -53,12 +53,13 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_search__interrupted_resumed_exported_and_registered(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--search.trials", "2", "--space.backbone", "tiny_cnn", "--space.loss", "bce", "asl"]
-    flags += ["--search.concurrency", "1", "--schedule.epochs", "4", "--search.no-asha"]
+    flags += ["--search.concurrency", "1", "--schedule.epochs", "4", "--search.scheduler", "none"]
+    flags += ["--search.finalists", "1"]
     out = home / "runs" / "first"
     process = subprocess.Popen(
         command(home, str(out), *flags), cwd=home, env=environment(home), stderr=subprocess.PIPE, text=True
@@ -82,10 +83,10 @@ def test_search__interrupted_resumed_exported_and_registered(
     assert done.returncode == 0, done.stderr
     table = rows(out)
     assert [row["state"] for row in table] == ["completed", "completed"]
-    assert {row["loss"] for row in table} == {"bce", "asl"}
+    assert {row["point.loss"] for row in table} == {"bce", "asl"}
     assert first[0]["trial_id"] in {row["trial_id"] for row in table}
     assert float(table[0]["best_map"]) >= float(table[1]["best_map"])
-    assert "registered models:/tailacc@champion (version 1)" in done.stdout
+    assert "registered models:/tailacc/1" in done.stdout
     meta = onnx.load(out / "model.onnx").metadata_props
     info = ModelInfo.from_metadata({item.key: item.value for item in meta}, "model.onnx")
     assert info.classes == VOC_CLASSES
@@ -123,6 +124,7 @@ def test_search__failing_trials_are_named_with_their_reason(home: Path) -> None:
         "1e30",
     ]
     flags += ["--optimizer.clip", "0", "--tracking.no-enabled", "--search.sampler", "random"]
+    flags += ["--search.finalists", "1", "--search.retries", "0"]
     done = subprocess.run(
         command(home, "runs/wild", *flags), cwd=home, env=environment(home), capture_output=True, text=True
     )
@@ -143,5 +145,5 @@ def test_search__what_no_machine_has_is_refused(home: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert "a trial wants 999 CPUs and 0 GPUs on one machine, but the largest has" in done.stderr
-    assert time.monotonic() - started < 120  # refused, not waited for
+    assert "worker wants 999 CPUs and 0 GPUs on one machine, which none has: the machines have" in done.stderr
+    assert time.monotonic() - started < 240  # refused, not waited for
