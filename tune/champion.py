@@ -55,7 +55,7 @@ def conclude(config: SearchConfig, outcome: Outcome) -> int:
         version = register_model(exported, name, "")
         promoted = promote(name, version, config.search.promote, exported.examples)
         print(f"registered models:/{name}/{version}")
-        print(f"champion   {promoted.reason}")
+        print(promoted.describe())
     _close(outcome, "FINISHED", [*files, card])
     if outcome.parent:
         print(f"MLflow     parent run {outcome.parent.run_id} (see it with: mlflow ui)")

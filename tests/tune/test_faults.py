@@ -158,7 +158,7 @@ def test_disk__keeps_the_weights_of_the_best_alone(local_ray: Any, make: Make, h
     assert not list((home / "disk" / "trials").glob("*/last.pt"))
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(500)
 def test_fault__a_killed_driver_resumes_and_repeats_no_finished_trial(
     devkit: Path, tmp_path: Path, trial_processes: Find
 ) -> None:
