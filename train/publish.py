@@ -383,4 +383,6 @@ def _create_version(store: Any, exported: Exported, name: str, model_id: str, di
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return store.create_model_version(name, uri, run_id=info.run_id, tags=tags, model_id=model_id)
+    return store.create_model_version(
+        name, uri, run_id=info.run_id, tags=tags, await_creation_for=0, model_id=model_id
+    )
