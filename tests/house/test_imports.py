@@ -51,6 +51,7 @@ ENTRIES: list[tuple[str, ...]] = [
     ("train/export.py", "--help"),
     ("train/send.py", "--help"),
     ("tune/search.py", "--help"),
+    ("tune/promote.py", "--help"),
     ("tune/compare.py", "--help"),
     ("serve/server.py", "--help"),
     ("serve/client.py", "--help"),
