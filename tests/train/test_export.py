@@ -23,7 +23,7 @@ from train.examples import open_examples
 from train.heads import make_model
 from train.loop import fit
 from train.onnx_graph import ParityError, check_parity, export_onnx
-from train.publish import export_run, newest_run
+from train.publish import export_run, load_best, newest_run
 from train.selection_fit import fit_on_selection
 from train.tracking import HASH_TAG, client
 
@@ -127,7 +127,7 @@ def test_main__exports_and_registers_the_champion(
     printed = capsys.readouterr().out
     assert "registered models:/tailacc/1 as @champion" in printed
     version = client().get_model_version_by_alias("tailacc", "champion")
-    assert version.run_id == checkpoint.load(finished.out / checkpoint.BEST)["run_id"]
+    assert version.run_id == load_best(finished.out)[1]["run_id"]
     meta = onnx.load("model.onnx").metadata_props
     known = ModelInfo.from_metadata({item.key: item.value for item in meta}, "model.onnx")
     assert known.preprocessing == fingerprint(32)
