@@ -163,19 +163,16 @@ class _Search:
                 f"warm start {searcher.taken} earlier trials lie in this space", file=sys.stderr, flush=True
             )
         table = self._table(number_of_trials(config), "trials", options.hours * 3600)
-        # PBT takes no searcher: its points are drawn before the start.
-        drawn = options.scheduler == "pbt"
-        space = {"point": tune.grid_search(searcher.draw(table.total))} if drawn else {}
         tune_config = tune.TuneConfig(
             metric="map",
             mode="max",
-            search_alg=None if drawn else searcher,
+            search_alg=searcher,
             scheduler=make_scheduler(config),
-            num_samples=1 if drawn else table.total,
+            num_samples=table.total,
             max_concurrent_trials=concurrency(config, self.placement),
-            reuse_actors=options.workers == 1 and options.scheduler not in ("pbt", "hyperband"),
+            reuse_actors=options.workers == 1 and options.scheduler != "hyperband",
         )
-        run_tune(config, self.out, STATE, tune_config, space, table, self.placement, self.tags, options.hours)
+        run_tune(config, self.out, STATE, tune_config, {}, table, self.placement, self.tags, options.hours)
         return table
 
     def _race(self, chosen: Sequence[TrialRow], points: Mapping[str, Mapping[str, Any]]) -> TrialTable:

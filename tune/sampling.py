@@ -98,10 +98,6 @@ class Points(Searcher):  # type: ignore[misc]
         }
         return {"point": point}
 
-    def draw(self, count: int) -> list[dict[str, Any]]:
-        """That many points at once, for a scheduler that takes no searcher."""
-        return [dict((self.suggest(f"drawn {number}") or {})["point"]) for number in range(count)]
-
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from train.config import AugmentConfig, TrainConfig, require
 
 Sampler = Literal["grid", "random", "tpe"]
-Scheduler = Literal["asha", "hyperband", "pbt", "none"]
+Scheduler = Literal["asha", "hyperband", "none"]
 Objective = Literal["map", "map-and-cost"]
 Policy = Literal["always", "if-better", "never"]
 
@@ -145,8 +145,7 @@ class SearchOptions:
         sampler: "grid": every combination of the choices, the ranges drawn at random; "random"; "tpe": Optuna's
             tree-structured Parzen estimator, after as many random points as a quarter of the trials.
         scheduler: "asha" stops trials that lag behind (Li et al. 2020, arXiv:1810.05934); "hyperband" (Li et al.
-            2018, arXiv:1603.06560) pauses them first; "pbt" lets trials that lag behind go on from a better one's
-            weights with changed rates (Jaderberg et al. 2017, arXiv:1711.09846); "none".
+            2018, arXiv:1603.06560) pauses them first; "none".
         objective: "map": the selection mAP; "map-and-cost": that and the serving cost of the architecture, for
             TPE and for the picture.
         warm_start: MLflow run ids of earlier searches, whose trials TPE starts from.
@@ -195,8 +194,6 @@ class SearchOptions:
         require(self.gpus <= 1 or self.gpus == int(self.gpus), rule, self.gpus)
         rule = "search.keep must be at least search.finalists, whose weights the race starts beside"
         require(self.keep >= self.finalists, rule, f"{self.keep} and {self.finalists}")
-        rule = "search.scheduler pbt needs search.workers 1: it hands weights from trial to trial"
-        require(self.scheduler != "pbt" or self.workers == 1, rule, self.workers)
         rule = "search.warm_start is for search.sampler tpe, which alone learns from earlier trials"
         require(not self.warm_start or self.sampler == "tpe", rule, self.sampler)
 

@@ -2,16 +2,12 @@
 
 import dataclasses
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from train import checkpoint
 from train.config import TrainConfig
-from train.config_files import write_config
 from train.loop import Epoch, fit
 from train.selection_scores import read_selection_scores
 from tune.points import POINT_TAG, apply_point, point_tag
@@ -35,21 +31,7 @@ def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str,
 
     trial_id = tune.get_context().get_trial_id()
     trial = settle(settings["point"], config, trial_id)
-    donor = tune.get_checkpoint()
-    if donor is not None and trial.out is not None:
-        with donor.as_directory() as folder:
-            take_over(Path(folder), trial.out, trial)
-        trial = dataclasses.replace(trial, resume=True, overwrite=False)
-    pbt = config.search.scheduler == "pbt"
-
-    def tell(values: dict[str, Any]) -> None:
-        if not pbt or trial.out is None:
-            tune.report(values)
-            return
-        with handed_on(trial.out) as folder:
-            tune.report(values, checkpoint=tune.Checkpoint.from_directory(str(folder)))
-
-    fit(trial, Report(trial, tell), run_tags(settings["point"], config, trial_id, tags))
+    fit(trial, Report(trial, tune.report), run_tags(settings["point"], config, trial_id, tags))
 
 
 def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> TrainConfig:
@@ -125,34 +107,3 @@ class Report:
                 "gpu": gpu_name(),
             }
         )
-
-
-@contextmanager
-def handed_on(folder: Path) -> Iterator[Path]:
-    """A folder with a copy of a trial's checkpoint and score file, for Ray to keep; removed at the end."""
-    copy = folder.with_name(folder.name + ".handed-on")
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    try:
-        for name in (checkpoint.LAST, checkpoint.BEST, checkpoint.SELECTION_SCORES):
-            if (folder / name).is_file():
-                # These are replaced by a rename and never changed: a link is a copy.
-                os.link(folder / name, copy / name)
-        yield copy
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
-
-
-def take_over(donor: Path, folder: Path, trial: TrainConfig) -> None:
-    """Go on from a checkpoint that Ray Tune hands over: PBT's better trial, or one's own after a pause.
-
-    The trial keeps its own MLflow run, and its configuration becomes the one that the checkpoint is gone on with.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    own = checkpoint.load_latest(folder)["run_id"] if (folder / checkpoint.LAST).is_file() else ""
-    state = checkpoint.load(donor / checkpoint.LAST)
-    checkpoint.save(folder / checkpoint.LAST, state | {"run_id": own})
-    for name in (checkpoint.BEST, checkpoint.SELECTION_SCORES):
-        if (donor / name).is_file():
-            shutil.copyfile(donor / name, folder / name)
-    write_config(folder / checkpoint.CONFIG, trial)

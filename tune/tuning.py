@@ -6,7 +6,7 @@ from typing import Any
 
 from tune.group import run_group
 from tune.placement import WATCHER_CPUS, Placement
-from tune.space import Range, SearchConfig
+from tune.space import SearchConfig
 from tune.table import TrialTable
 from tune.trial import run_trial
 
@@ -62,8 +62,7 @@ def run_tune(
                 storage_path=str(out),
                 callbacks=[table],
                 failure_config=tune.FailureConfig(max_failures=config.search.retries),
-                # PBT may go on from a checkpoint that its trial has since replaced.
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 verbose=0,
                 log_to_file=("out.log", "err.log"),
             ),
@@ -106,21 +105,4 @@ def make_scheduler(config: SearchConfig) -> Any:
         )
     if chosen == "hyperband":
         return schedulers.HyperBandScheduler(time_attr="epoch", max_t=epochs + 1, reduction_factor=3)
-    if chosen == "pbt":
-        return schedulers.PopulationBasedTraining(
-            time_attr="epoch",
-            perturbation_interval=max(1, epochs // 4),
-            # Only what may change in the middle of a training: the architecture and the data stay.
-            hyperparam_mutations={"point": _mutations(config)},
-            synch=False,
-        )
     return None
-
-
-def _mutations(config: SearchConfig) -> dict[str, Any]:
-    from ray import tune
-
-    ranges = {name: axis for name, axis in config.space.axes().items() if isinstance(axis, Range)}
-    return {
-        name: tune.loguniform(axis.low, axis.high) for name, axis in ranges.items() if axis.low < axis.high
-    }

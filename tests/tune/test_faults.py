@@ -111,7 +111,7 @@ def search_with_broken(config: SearchConfig, home: Path) -> Any:
         return search(config)
 
 
-@pytest.mark.parametrize("scheduler", ["pbt", "hyperband"])
+@pytest.mark.parametrize("scheduler", ["hyperband"])
 def test_scheduler__runs_to_its_end(scheduler: str, local_ray: Any, make: Make, home: Path) -> None:
     flags = [
         "--search.trials",

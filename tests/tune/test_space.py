@@ -50,7 +50,6 @@ def test_preset__is_a_space_that_can_be_trained(name: str) -> None:
         (lambda: SearchOptions(hours=-1), r"search\.hours must not be negative, but got -1"),
         (lambda: SearchOptions(gpus=1.5), r"search\.gpus must be a whole number above 1, or a fraction"),
         (lambda: SearchOptions(finalists=5), r"search\.keep must be at least search\.finalists.*3 and 5"),
-        (lambda: SearchOptions(scheduler="pbt", workers=2), r"search\.scheduler pbt needs search\.workers 1"),
         (lambda: SearchOptions(warm_start=("a",)), r"search\.warm_start is for search\.sampler tpe"),
     ],
 )
