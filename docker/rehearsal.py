@@ -32,7 +32,7 @@ POSTGRES = Path("/usr/lib/postgresql")
 SEARCH = (
     "python /app/tune/search.py --search.ray-address ray-head:6379 --preset quick --search.trials 2 "
     "--search.finalists 1 --schedule.epochs 2 --data.size 32 --data.train-size 32 --space.backbone tiny_cnn "
-    "--space.loss bce asl --out /work/runs/tune/rehearsal"
+    "--space.loss bce asl --out /srv/tailacc/runs/tune/rehearsal"
 )
 # That the stand-in confines as the service says: nothing to write but /tmp, no root, no capability.
 CONFINED = (

@@ -50,15 +50,15 @@ class Bootstrap:
     def mean_ap(self, kind: Kind, columns: Sequence[int] | None = None) -> Floats:
         """float64[B]: the mAP of each replicate, over all classes or those at `columns`."""
         values = self.ap[kind] if columns is None else self.ap[kind][:, columns]
-        return _nan_mean(values)
+        return nan_mean(values)
 
     def mean_tail(self, curve: str, columns: Sequence[int] | None = None) -> Floats:
         """float64[B, T]: the mean Tailacc curve of each replicate."""
         values = self.tail[curve] if columns is None else self.tail[curve][:, columns]
-        return _nan_mean(values)
+        return nan_mean(values)
 
 
-def _nan_mean(values: Floats) -> Floats:
+def nan_mean(values: Floats) -> Floats:
     """The mean over axis 1 of what is not NaN; NaN where all is."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)

@@ -12,8 +12,8 @@ from data.errors import InputError
 from data.labels import LabelSet
 from data.split import stratified_split
 from data.voc import default_devkit, read_voc
-from eval.metrics import average_precision
 from train.config import DataConfig
+from train.selection_scores import SelectionScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,12 @@ class Examples:
 
     def selection_ap(self, logit: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """float64[C]: AP (VOC 2010) of logits float32[n, C] of the selection part, NaN without a positive."""
-        labels, index = self.labels, self.selection
-        ids = [labels.image_ids[i] for i in index]
-        return average_precision(logit, labels.target[index], labels.mask[index], ids)
+        return self.selection_scores(logit).ap()
+
+    def selection_scores(self, logit: npt.NDArray[np.float32]) -> SelectionScores:
+        """Logits float32[n, C] of the selection part, with its labels."""
+        part = self.labels.subset(self.selection, self.labels.name)
+        return SelectionScores(part.classes, part.image_ids, part.target, part.mask, logit)
 
 
 def read_labels(config: DataConfig) -> LabelSet:

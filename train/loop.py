@@ -334,10 +334,7 @@ class _Run:
         all_logits = np.empty((len(labels), len(labels.classes)), dtype=np.float32)
         for rows, values in parts:
             all_logits[rows] = values
-        ids = tuple(labels.image_ids[i] for i in index)
-        self.scored = SelectionScores(
-            tuple(labels.classes), ids, labels.target[index], labels.mask[index], all_logits[index]
-        )
+        self.scored = self.examples.selection_scores(all_logits[index])
         return self.scored.ap()
 
     @property

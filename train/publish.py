@@ -131,9 +131,7 @@ def export_run(
     # The selection part first: images that the weights were not fitted to; the rest where it is too small.
     rows = [*examples.selection, *examples.train][: max(PARITY_BATCHES)]
     parity = export_onnx(model, info, examples.cache.pixels[rows], out)
-    scores = SelectionScores(
-        classes, tuple(labels.image_ids[i] for i in index), labels.target[index], labels.mask[index], logit
-    )
+    scores = examples.selection_scores(logit)
     note = _tell_run(info.run_id, out, fit)
     return Exported(out, info, parity, state["map"], fit, note, examples, scores)
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data.errors import InputError
-from eval.intervals import REPLICATES, bootstrap, interval
+from eval.intervals import REPLICATES, bootstrap, interval, nan_mean
 from eval.metrics import average_precision, mean_average_precision
 from eval.ranking import rankings
 
@@ -54,7 +54,7 @@ class SelectionScores:
 
     def map_interval(self, seed: int = 0) -> tuple[float, float]:
         """The 95 % bootstrap interval over images of `map`."""
-        low, high = interval(mean_of(self.replicates(seed=seed)))
+        low, high = interval(nan_mean(self.replicates(seed=seed)))
         return float(low), float(high)
 
     def same_images(self, other: "SelectionScores") -> bool:
@@ -85,12 +85,6 @@ class Paired:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def mean_of(ap: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """float64[B]: mAP of each replicate, over the classes that have a positive in it."""
-    known = ~np.isnan(ap)
-    return np.asarray(np.where(known, ap, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1))
-
-
 def compare_map(
     a: Sequence[SelectionScores], b: Sequence[SelectionScores], replicates: int = REPLICATES, seed: int = 0
 ) -> Paired:
@@ -107,7 +101,7 @@ def compare_map(
     rng = np.random.default_rng(seed)
 
     def drawn(side: Sequence[SelectionScores]) -> npt.NDArray[np.float64]:
-        samples = np.stack([mean_of(scores.replicates(replicates, seed)) for scores in side])
+        samples = np.stack([nan_mean(scores.replicates(replicates, seed)) for scores in side])
         picks = rng.integers(len(side), size=(len(side), replicates))
         return np.asarray(np.take_along_axis(samples, picks, axis=0).mean(axis=0))
 

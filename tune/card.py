@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from data.model_file import INPUT_NAME, LOGIT_NAME, SCORE_NAME, Gate
-from eval.intervals import interval
+from eval.intervals import interval, nan_mean
 from eval.metrics import mean_average_precision
 from train import checkpoint
 from train.cheaper import FREQUENT
 from train.publish import CARD, Exported, sha256
-from train.selection_scores import mean_of
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "simplejpeg")
 
@@ -347,7 +346,7 @@ def _means(exported: Exported) -> list[tuple[str, float, float, float]]:
         parts.append((f"the {frequent.sum()} with {FREQUENT} positives or more", frequent))
     out = []
     for what, columns in parts:
-        low, high = interval(mean_of(samples[:, columns]))
+        low, high = interval(nan_mean(samples[:, columns]))
         out.append((what, mean_average_precision(ap[columns])[0], float(low), float(high)))
     return out
 

@@ -41,7 +41,8 @@ def conclude(config: SearchConfig, outcome: Outcome) -> int:
         _close(outcome, "FAILED", files)
         print(f"error: no trial finished an epoch; see {outcome.out / 'ray'}/*/error.txt", file=sys.stderr)
         return 1
-    print("\n".join(describe_start(outcome)))
+    for line in describe_start(outcome):
+        print(line)
     exported = export_run(outcome.winner, outcome.out / "model.onnx")
     print(
         f"best       {exported.info.name}: selection mAP {exported.selection_map:.4f} (run {outcome.winner})"

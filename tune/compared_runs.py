@@ -23,6 +23,7 @@ import numpy as np
 from data.errors import InputError
 from train.selection_scores import SelectionScores, read_selection_scores
 from train.tracking import PARENT_TAG, open_store
+from tune.points import STATE_TAG
 from tune.rows import TABLE, TrialRow, best_first, read_table
 
 SCORES, CONFIG, HISTORY, ENVIRONMENT = "selection.npz", "config.json", "history.csv", "environment.json"
@@ -167,7 +168,7 @@ def read_mlflow(store: Any, run: Any) -> Run:
     if any(item.path == SCORES for item in store.list_artifacts(run_id)):
         with tempfile.TemporaryDirectory() as folder:
             scores = read_selection_scores(Path(store.download_artifacts(run_id, SCORES, folder)))
-    state = tags.get("trial.state") or run.info.status.lower()
+    state = tags.get(STATE_TAG) or run.info.status.lower()
     last = run.data.params.get("schedule.keep") == "last"
     figures = _figures(columns, metrics, last) | _scored(scores)
     return Run(run.info.run_name or run_id, run_id, state, dict(run.data.params), scores=scores, **figures)

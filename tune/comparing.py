@@ -25,8 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data.errors import unknown
-from eval.intervals import REPLICATES, interval
-from train.selection_scores import Paired, SelectionScores, mean_of
+from eval.intervals import REPLICATES, interval, nan_mean
+from train.selection_scores import Paired, SelectionScores
 from tune.compared_runs import LETTERS, SCORES, Run
 
 # Where a run writes and how it was started: they differ always and say nothing.
@@ -123,7 +123,7 @@ def compare_runs(runs: Sequence[Run], classes: Sequence[str] = ()) -> Compared:
 def _difference(a: SelectionScores, b: SelectionScores, samples: npt.NDArray[np.float64]) -> Difference:
     """A - B, from float64[B, C] of each replicate of A and of B."""
     one, two = a.replicates(), samples
-    low, high = interval(mean_of(one) - mean_of(two))
+    low, high = interval(nan_mean(one) - nan_mean(two))
     whole = Paired(a.map() - b.map(), float(low), float(high))
     lows, highs = interval(one - two)
     columns = zip(a.classes, a.ap() - b.ap(), lows, highs, strict=True)

@@ -130,12 +130,12 @@ def place(options: SearchOptions, machines: Sequence[dict[str, float]]) -> Place
     one = f"{worker['CPU']:g} CPUs and {worker['GPU']:g} GPUs"
     if not sum(fits):
         wanted = f"a trial's worker wants {one} on one machine, which none has"
-        remedy = "lower --search.cpus or --search.gpus"
+        remedy = "Lower --search.cpus or --search.gpus"
     else:
         wanted = f"a trial wants {options.workers} workers of {one}, but only {sum(fits)} fit"
-        remedy = "lower --search.workers, --search.cpus or --search.gpus"
+        remedy = "Lower --search.workers, --search.cpus or --search.gpus"
     has = "; ".join(f"{m.get('CPU', 0):g} CPUs and {m.get('GPU', 0):g} GPUs" for m in machines)
-    raise InputError(f"{wanted}: the machines have {has or 'nothing'}. {remedy[0].upper()}{remedy[1:]}")
+    raise InputError(f"{wanted}: the machines have {has or 'nothing'}. {remedy}")
 
 
 def machines() -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from data.errors import InputError, unknown
 from train.config import DataConfig, TrainConfig
 from tune.space import AUGMENTS, SearchConfig
 
-POINT_TAG = "trial.point"  # on a trial's MLflow run
+# On a trial's MLflow run: its point, and what became of it.
+POINT_TAG, STATE_TAG = "trial.point", "trial.state"
 
 
 def apply_point(config: SearchConfig, point: Mapping[str, Any], out: Path) -> TrainConfig:
@@ -64,6 +65,16 @@ def architecture(point: Mapping[str, Any]) -> str:
 def point_tag(point: Mapping[str, Any]) -> str:
     """The point as the text of `POINT_TAG`: what a later search starts from."""
     return json.dumps(dict(point), sort_keys=True)
+
+
+def absolute_weights(entries: Sequence[str]) -> tuple[str, ...]:
+    """`space.backbone` with absolute paths of weights: workers have folders of their own."""
+
+    def absolute(entry: str) -> str:
+        name, _, weights = entry.partition("=")
+        return entry if weights in ("", "imagenet", "none") else f"{name}={Path(weights).absolute()}"
+
+    return tuple(absolute(entry) for entry in entries)
 
 
 def shown(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -33,8 +33,8 @@ from train.onnx_session import Floats, logits, open_model
 from train.publish import CHAMPION, PREVIOUS, aliases, registry, set_alias
 from train.selection_scores import Paired, SelectionScores, compare_map
 from train.tracking import HASH_TAG
+from tune.space import Policy
 
-Policy = Literal["always", "if-better", "never"]
 PROMOTED_AT = "promoted_at"
 _TAG = "promotion."
 # Images in memory at once beside the memory map: 128 of 384 px are 57 MB.
@@ -219,15 +219,15 @@ def _difference(one: tuple[str, ...], other: tuple[str, ...]) -> str:
 def _score(path: Path, info: ModelInfo, examples: Examples) -> SelectionScores:
     """The selection part by the model file at `path`, each image at the size of that model."""
     labels, index, cache = examples.labels, examples.selection, examples.cache
-    part = labels.subset(index, f"{labels.name}, selection part")
     pixels, rows = cache.pixels, index
     if info.size != pixels.shape[1]:
+        part = labels.subset(index, f"{labels.name}, selection part")
         pixels, rows = open_cache(part, info.size, cache.path.parent).pixels, np.arange(len(index))
     session = open_model(path)
     parts: list[Floats] = [
         logits(session, pixels[rows[start : start + _ROWS]]) for start in range(0, len(rows), _ROWS)
     ]
-    return SelectionScores(part.classes, part.image_ids, part.target, part.mask, np.concatenate(parts))
+    return examples.selection_scores(np.concatenate(parts))
 
 
 @contextmanager

@@ -12,13 +12,11 @@ from train.config_files import flatten, to_dict
 from train.mlflow_calls import PARENT_TAG
 from train.outbox import Outbox, now
 from train.revision import source_revision
-from tune.rows import TABLE, TrialRow, write_table
+from tune.points import STATE_TAG
+from tune.rows import TrialRow
 from tune.space import SearchConfig
 from tune.trial import trial_folder
 
-__all__ = ["SEARCH_TAG", "STATE_TAG", "TABLE", "ParentRun", "TrialRow", "write_table"]
-
-STATE_TAG = "trial.state"
 # On the search and on its trials: joins them also where the search's run had no id when a trial began.
 SEARCH_TAG = "search.key"
 _STATUS = {"completed": "FINISHED", "failed": "FAILED"}

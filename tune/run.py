@@ -24,9 +24,11 @@ from data.voc import default_devkit
 from train import checkpoint
 from train.config_files import override, to_dict
 from train.examples import open_examples
+from train.mlflow_calls import absolute_store
+from train.selection_scores import read_selection_scores
 from tune.cost import measure_cost
 from tune.placement import Placement, machines, place, prepare_machines, start_ray
-from tune.points import architecture, check_space, data_configs
+from tune.points import absolute_weights, architecture, check_space, data_configs
 from tune.race import (
     RACE,
     Runner,
@@ -40,7 +42,7 @@ from tune.race import (
 )
 from tune.record import ParentRun
 from tune.rows import TABLE, TrialRow, best_first, write_table
-from tune.sampling import Points, earlier_points, number_of_trials, weights_paths
+from tune.sampling import Points, earlier_points, number_of_trials
 from tune.space import SearchConfig
 from tune.table import TrialTable
 from tune.trial import trial_folder
@@ -88,16 +90,17 @@ def search(config: SearchConfig) -> Outcome:
     examples = [
         open_examples(data) for data in data_configs(config)
     ]  # once here, so that no trial decodes an image
-    variables = _variables()  # imports mlflow, which two threads must not do at once
+    import mlflow  # noqa: F401 (before the outbox's thread does: two threads must not import it at once)
+
     parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
-    started = start_ray(config, variables)
+    started = start_ray(config, _variables())
     import ray
 
     try:
         found = machines()
         placement = place(config.search, [node["Resources"] for node in found])
         prepare_machines(config, out)
-        if parent and config.tracking.enabled:
+        if parent:
             parent.wait_for_run(10.0)
             _write_settings(config, out, parent.run_id)
         _say(config, examples[0], placement)
@@ -231,7 +234,7 @@ class _Search:
             return []
         standings = judge(runners, costs_of(costs, self.measure))
         write_race(self.out / RACE, standings)
-        images = len(checkpoint_images(Path(standings[0].folder)))
+        images = len(read_selection_scores(Path(standings[0].folder) / checkpoint.SELECTION_SCORES).image_ids)
         print("\n".join(describe_race(standings, images)), file=sys.stderr, flush=True)
         for row in finished:
             folder = trial_folder(self.out, row.trial_id)
@@ -245,13 +248,6 @@ def replace_cost(
 ) -> TrialRow:
     """The row with the serving cost of its architecture, where that is known."""
     return dataclasses.replace(row, cost=costs.get(architecture(points[row.trial_id]), math.nan))
-
-
-def checkpoint_images(folder: Path) -> tuple[str, ...]:
-    """The ids of the selection images of a run."""
-    from train.selection_scores import read_selection_scores
-
-    return read_selection_scores(folder / checkpoint.SELECTION_SCORES).image_ids
 
 
 def free_disk(out: Path, ended: TrialRow, rows: Sequence[TrialRow], keep: int) -> None:
@@ -290,7 +286,7 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
         labels=config.data.labels.absolute() if config.data.labels else None,
         cache=config.data.cache.absolute(),
     )
-    space = dataclasses.replace(config.space, backbone=weights_paths(config.space.backbone))
+    space = dataclasses.replace(config.space, backbone=absolute_weights(config.space.backbone))
     config = dataclasses.replace(config, out=out, data=data, space=space)
     _write_settings(config, out, "")
     return config, ""
@@ -305,21 +301,14 @@ def _write_settings(config: SearchConfig, out: Path, parent_run: str) -> None:
 
 def _variables() -> dict[str, str]:
     """The environment of the trials."""
-    import mlflow
-
     return {
         # Workers keep the driver's folder, so that relative paths mean the same to all.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # How long a finished trial may take to draw its curves and close its MLflow run before its process
         # is given to the next one; Ray's 2 s would be too short and the next trial would fail.
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-        "MLFLOW_TRACKING_URI": _absolute_store(mlflow.get_tracking_uri()),
+        "MLFLOW_TRACKING_URI": absolute_store(),
     }
-
-
-def _absolute_store(uri: str) -> str:
-    prefix = "sqlite:///"
-    return prefix + str(Path(uri.removeprefix(prefix)).absolute()) if uri.startswith(prefix) else uri
 
 
 def _say(config: SearchConfig, examples: Any, placement: Placement) -> None:

@@ -8,7 +8,6 @@ import json
 import math
 import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -170,13 +169,3 @@ def earlier_points(run_ids: Sequence[str]) -> list[tuple[dict[str, Any], float]]
                     found.append((json.loads(point), float(value)))
             token = page.token or ""
     return found
-
-
-def weights_paths(entries: Sequence[str]) -> tuple[str, ...]:
-    """`space.backbone` with absolute paths of weights: workers have folders of their own."""
-
-    def absolute(entry: str) -> str:
-        name, _, weights = entry.partition("=")
-        return entry if weights in ("", "imagenet", "none") else f"{name}={Path(weights).absolute()}"
-
-    return tuple(absolute(entry) for entry in entries)

@@ -10,7 +10,7 @@ from train import checkpoint
 from train.config import TrainConfig
 from train.loop import Epoch, fit
 from train.selection_scores import read_selection_scores
-from tune.points import POINT_TAG, apply_point, point_tag
+from tune.points import POINT_TAG, STATE_TAG, apply_point, point_tag
 from tune.space import SearchConfig
 
 
@@ -60,7 +60,7 @@ def run_tags(
         POINT_TAG: point_tag(point),
         "trial.node": ray.get_runtime_context().get_node_id(),
         "trial.gpu": gpu_name(),
-        "trial.state": "running",
+        STATE_TAG: "running",
     }
     return own | {key: value for key, value in tags.items() if value}
 

@@ -62,7 +62,6 @@ def run_tune(
                 storage_path=str(out),
                 callbacks=[table],
                 failure_config=tune.FailureConfig(max_failures=config.search.retries),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 verbose=0,
                 log_to_file=("out.log", "err.log"),
             ),

@@ -1,6 +1,5 @@
 """The explorer and the report page in a real browser: what the explorer shows is what `eval.metrics` gives."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,22 +19,6 @@ from eval.metrics import accuracy, tail_curve
 from eval.page import render
 from eval.ranking import Ranking, rankings
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium here; on Debian and Ubuntu: apt-get install --no-install-recommends chromium",
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 IMAGES = 90
 NO_TAIL, TIED, PLAIN, ALL_IGNORED, CONSTANT = range(5)
 CLASSES = ("never above", "cat", "</script><b>dog", "all ignored", "constant")
@@ -65,16 +48,6 @@ def make_joined(folder: Path) -> Joined:
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Joined:
     return make_joined(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @contextmanager

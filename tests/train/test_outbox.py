@@ -20,19 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 AWAY = "http://127.0.0.1:9"  # the discard port: connections are refused
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all tests: its tables alone take seconds to make."""
-    return tmp_path_factory.mktemp("store") / "mlflow.db"
-
-
-@pytest.fixture
-def store(database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(database.parent)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    return database
-
-
 def runs(experiment: str) -> list[Any]:
     """Those that are not deleted, the oldest first."""
     found = client().get_experiment_by_name(experiment)

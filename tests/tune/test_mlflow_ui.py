@@ -5,7 +5,6 @@ With TAILACC_SCREENSHOTS=FOLDER the pictures runs.png and compare.png go there, 
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,20 +26,6 @@ from train.config_files import flatten, to_dict
 from train.selection_scores import SelectionScores, best_figures, write_selection_scores
 from train.tracking import PARENT_TAG, MlflowTracker, client, experiment_id
 
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="no Chromium here; on Debian and Ubuntu: apt-get install --no-install-recommends chromium",
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 # For each step of the browser, in milliseconds: the UI is 3 MB of JavaScript, and the machine may be busy.
 PATIENCE = 60_000
 SEARCH = "search: grid, 4 trials"
@@ -142,25 +127,21 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(served: Served) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
+def page(browser: Any, served: Served) -> Iterator[Any]:
+    tab = browser.new_page(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
+    tab.set_default_timeout(PATIENCE)
+    own = urlsplit(served.address).netloc
 
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(viewport={"width": 1600, "height": 1000}, reduced_motion="reduce")
-        tab.set_default_timeout(PATIENCE)
-        own = urlsplit(served.address).netloc
+    def only_own(route: Any) -> None:
+        # The UI asks addresses outside for news and telemetry; where there is no network they would hang.
+        if urlsplit(route.request.url).netloc == own:
+            route.continue_()
+        else:
+            route.abort()
 
-        def only_own(route: Any) -> None:
-            # The UI asks addresses outside for news and telemetry; where there is no network they would hang.
-            if urlsplit(route.request.url).netloc == own:
-                route.continue_()
-            else:
-                route.abort()
-
-        tab.route(re.compile("^https?:"), only_own)
-        yield tab
-        browser.close()
+    tab.route(re.compile("^https?:"), only_own)
+    yield tab
+    tab.close()
 
 
 @pytest.fixture(scope="module")

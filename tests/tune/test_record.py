@@ -11,27 +11,14 @@ import pytest
 from train.config import TrackingConfig
 from train.outbox import Outbox, run_id_of, unsent
 from train.tracking import PARENT_TAG, client
-from tune.record import SEARCH_TAG, STATE_TAG, ParentRun
+from tune.points import STATE_TAG
+from tune.record import SEARCH_TAG, ParentRun
 from tune.rows import TrialRow
 from tune.space import SearchConfig
 from tune.trial import trial_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 AWAY = "http://127.0.0.1:9"  # the discard port: connections are refused
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all tests: its tables alone take seconds to make."""
-    return tmp_path_factory.mktemp("store") / "mlflow.db"
-
-
-@pytest.fixture
-def store(database: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    uri = f"sqlite:///{database}"
-    monkeypatch.chdir(database.parent)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return uri
 
 
 def config(experiment: str, wait: float = 60.0) -> SearchConfig:
@@ -47,7 +34,7 @@ def run_of(out: Path, trial_id: str) -> Any:
     return client().get_run(run_id_of(trial_folder(out, trial_id)))
 
 
-def test_parent_run__tree_of_a_search_and_its_resume(store: str, tmp_path: Path) -> None:
+def test_parent_run__tree_of_a_search_and_its_resume(store: Path, tmp_path: Path) -> None:
     parent = ParentRun(config("tree"), tmp_path)
     assert parent.wait_for_run(60) == parent.run_id != ""
     tags = parent.child_tags()
@@ -83,7 +70,7 @@ def test_parent_run__tree_of_a_search_and_its_resume(store: str, tmp_path: Path)
 
 
 def test_parent_run__sends_what_its_trials_could_not(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", AWAY)
     parent = ParentRun(config("later", wait=0.5), tmp_path)
@@ -97,7 +84,7 @@ def test_parent_run__sends_what_its_trials_could_not(
     parent.trial_ended(TrialRow("t1", "completed"))
     parent.trial_ended(TrialRow("t2", "pruned"))
     assert not parent.finish("KILLED", {}, {}, [])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     again = ParentRun(replace(config("later"), resume=True), tmp_path)
     assert again.finish("FINISHED", {}, {}, [])
     for name, state in (("t1", "completed"), ("t2", "pruned")):
@@ -109,7 +96,7 @@ def test_parent_run__sends_what_its_trials_could_not(
 
 
 def test_parent_run__trial_without_an_outbox_in_reach_and_one_that_was_lost(
-    store: str, tmp_path: Path
+    store: Path, tmp_path: Path
 ) -> None:
     parent = ParentRun(config("far"), tmp_path / "here")
     assert parent.wait_for_run(60)
@@ -128,7 +115,7 @@ def test_parent_run__trial_without_an_outbox_in_reach_and_one_that_was_lost(
 
 
 def test_parent_run__a_trial_killed_with_unsent_calls_is_sent_by_the_search(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = """
 import os, signal, sys

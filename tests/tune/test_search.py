@@ -16,7 +16,7 @@ from data.labels import VOC_CLASSES
 from data.model_file import ModelInfo
 from data.synthetic import write_devkit
 from train.tracking import PARENT_TAG, client
-from tune.record import STATE_TAG
+from tune.points import STATE_TAG
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "tune" / "search.py")
 
