@@ -19,7 +19,6 @@ from tune.space import SearchConfig, SearchOptions
 WATCHER_CPUS = 0.01
 # What the workers of a group leave of their CPUs for the watchers, so that whole CPUs suffice.
 _SPARED = 0.1
-_PRELOADING_CORES = 8  # at half a GB of memory each
 _SECONDS = 5.0  # within which a running cluster answers
 
 
@@ -66,10 +65,6 @@ def start_ray(config: SearchConfig, variables: dict[str, str]) -> bool:
     # Workers of a local Ray inherit the environment. With a runtime_env, those that Ray starts ahead would not fit
     # and be started anew: 3 s for each.
     os.environ |= variables
-    if (os.cpu_count() or 1) <= _PRELOADING_CORES:
-        # Ray starts a process for each core ahead: let each load what a trial needs, while this one prepares the
-        # data. (The tracer of torch.compile is imported by the first step of any optimiser: 4 s.)
-        os.environ |= {"RAY_preload_python_modules": "tune.trial,torch._dynamo,mlflow"}
     # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
     ray.init(address="local", include_dashboard=False, **quiet)
     return True
