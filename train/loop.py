@@ -66,6 +66,7 @@ class Epoch:
             for a class without a positive), lr (of the head, at the end), time/seconds and
             time/images_per_second (training without evaluation).
         best: whether val/map is the best so far.
+        scores: of the selection part, in every process.
         first_step_at: when this process took its first step, in seconds since 1970.
         run_id: of MLflow, "" where it is not tracked or not known yet.
     """
@@ -73,6 +74,7 @@ class Epoch:
     epoch: int
     metrics: Mapping[str, float]
     best: bool
+    scores: SelectionScores
     first_step_at: float
     run_id: str
 
@@ -220,7 +222,7 @@ class _Run:
                     line = epoch_line(number, config.schedule.epochs, metrics, best)
                     print(line, file=sys.stderr, flush=True)
                 if main or everywhere:
-                    report(Epoch(number, metrics, best, self.first_step_at, self.run_id))
+                    report(Epoch(number, metrics, best, self.scored, self.first_step_at, self.run_id))
                 self.accelerator.wait_for_everyone()
                 if config.schedule.patience and number - progress.best_epoch >= config.schedule.patience:
                     break

@@ -9,7 +9,7 @@ from typing import Any
 from train import checkpoint
 from train.config import TrainConfig
 from train.loop import Epoch, fit
-from train.selection_scores import read_selection_scores
+from train.selection_scores import SelectionScores, read_selection_scores
 from tune.points import POINT_TAG, STATE_TAG, apply_point, point_tag
 from tune.space import SearchConfig
 
@@ -81,22 +81,27 @@ class Report:
     """
 
     def __init__(self, trial: TrainConfig, tell: Callable[[dict[str, Any]], None]) -> None:
-        self._trial, self._tell = trial, tell
-        self._best = (-1.0, math.nan, math.nan)
+        if trial.out is None:
+            raise ValueError("the trial has no folder")
+        self._folder, self._tell = trial.out, tell
+        self._best: SelectionScores | None = None
+        self._figures = (math.nan, math.nan, math.nan)
 
     def __call__(self, epoch: Epoch) -> None:
         import ray
 
-        folder = self._trial.out
-        if folder is not None and (epoch.best or self._best[0] < 0):
-            scores = read_selection_scores(folder / checkpoint.SELECTION_SCORES)
-            self._best = (scores.map(), *scores.map_interval())
+        best = epoch.scores if epoch.best else self._best
+        if best is None:  # the best epoch was before a restart
+            best = read_selection_scores(self._folder / checkpoint.SELECTION_SCORES)
+        if best is not self._best:
+            self._best, self._figures = best, (best.map(), *best.map_interval())
+        best_map, low, high = self._figures
         self._tell(
             {
                 "map": epoch.metrics["val/map"],
-                "best_map": self._best[0],
-                "map_low": self._best[1],
-                "map_high": self._best[2],
+                "best_map": best_map,
+                "map_low": low,
+                "map_high": high,
                 "epoch": epoch.epoch,
                 "loss": epoch.metrics["train/loss"],
                 "images_per_second": epoch.metrics["time/images_per_second"],
