@@ -49,5 +49,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store as MLFLOW_TRACKING_URI, in whose folder the test runs."""
     monkeypatch.chdir(database.parent)
+    # As in a fresh process: other tests of this one may have been the first to choose.
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     return database
