@@ -125,7 +125,7 @@ class Container:
             self._bind(packages, "/venv", read_only=True)
         for source, target in image.copies if image else ():
             self._bind(root / source, target, read_only=True)
-        (base / self._folder[1:]).mkdir(exist_ok=True)
+        (base / self._folder[1:]).mkdir(parents=True, exist_ok=True)
         for volume in service.get("volumes", ()):
             self._mount_volume(volume, state)
         for secret in service.get("secrets", ()):
