@@ -51,6 +51,7 @@ class Admission:
                     f"the server is full: {held} {what} in flight and {more} more would pass the limit of "
                     f"{limit} (--limits.inflight-{what}); try again in {limits.pushback_ms} ms",
                     limits.pushback_ms,
+                    what,
                 )
         return None
 

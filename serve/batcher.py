@@ -54,6 +54,7 @@ class Request:
         arrived, finished, last_batch: times; `last_batch` is the end of the last batch that held an image of it.
         decode_s: seconds that threads spent on decoding its images.
         infer_s: seconds of the batches that held its images, each batch once.
+        stages: where the driver notes what it does, for a trace.
     """
 
     outcomes: list[Any]
@@ -67,6 +68,7 @@ class Request:
     last_batch: float = 0.0
     decode_s: float = 0.0
     infer_s: float = 0.0
+    stages: Any = None
     _items: list["Item"] = field(default_factory=list)
     _left: int = 0
 
@@ -251,11 +253,11 @@ class Batcher:
         """The caller has gone."""
         if request not in self._held:
             return []
-        return [
-            self._answer(request, Verdict.CANCELLED, "cancelled", now),
-            *self._expire(now),
-            *self._pump(now),
-        ]
+        # First what is late: a caller that has gone at its deadline did not give up.
+        actions = self._expire(now)
+        if request in self._held:
+            actions.append(self._answer(request, Verdict.CANCELLED, "cancelled", now))
+        return [*actions, *self._pump(now)]
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed, at least to `wake_at`."""

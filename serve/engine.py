@@ -21,6 +21,7 @@ import numpy.typing as npt
 from data.errors import InputError
 from data.image import ImageError, load
 from serve.batcher import Action, Answer, Batch, Batcher, Decode, Item, Request, Run, Verdict
+from serve.call import CURRENT, note_execution
 from serve.counters import ModelStatistics
 from serve.decode import DecodePool
 from serve.faults import ModelDown, NotAccepting, ServerFull
@@ -52,7 +53,6 @@ class Engine:
         model: the one that runs; another object after a restart of the worker.
         batcher: the state machine, to look at.
         statistics: what was done.
-        restarts: how often the model was opened again after a death of the worker.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class Engine:
         worker.grow(max(model.runners, pool.threads) if shared else model.runners)
         if not shared:
             pool.start()
-        self.restarts = 0
         self._worker, self._shared = worker, shared
         self._submit_decode = worker.submit if shared else pool.submit
         self._image_bytes = image_bytes
@@ -95,6 +94,11 @@ class Engine:
         """Whether it takes requests."""
         return not (self.batcher.down or self.batcher.draining)
 
+    @property
+    def restarts(self) -> int:
+        """How often the model was opened again after a death of the worker."""
+        return self.statistics.restarts
+
     async def score(
         self, images: Sequence[bytes | Pixels], deadline: float | None = None, priority: int = 0
     ) -> list[Outcome]:
@@ -104,6 +108,8 @@ class Engine:
         encoded, pixels = self._items(request, images)
         self._refuse_hopeless(request.deadline, now)
         request.token = self._loop.create_future()
+        if call := CURRENT.get():
+            call.request, request.stages = request, call.stages
         self._feed(self.batcher.arrive, request, encoded, pixels)
         try:
             await request.token
@@ -161,11 +167,12 @@ class Engine:
         wait = decode + inference if self._shared else max(decode, inference)
         if now < deadline < now + wait:
             with self._lock:
-                self.statistics.fail.add(0)
+                self.statistics.add_failure("hopeless", 0)
             raise ServerFull(
                 f"the server is full: {before} images are before this request, about {wait:.2f} s of work, and its "
                 f"deadline is in {deadline - now:.2f} s",
                 max(1, round((now + wait - deadline) * 1000)),
+                "deadline",
             )
 
     def _feed(self, event: Callable[..., list[Action]], *arguments: Any) -> None:
@@ -223,6 +230,7 @@ class Engine:
             self._feed(self.batcher.decode_failed, item, None)
             return
         began = time.monotonic()
+        stages = item.request.stages
         try:
             pixels = load(content, self.model.info.size)
         except ImageError as error:
@@ -233,11 +241,15 @@ class Engine:
             failure = Failure(Trouble.BAD_IMAGE, f"the decoder failed: {type(error).__name__}: {error}")
         else:
             seconds = time.monotonic() - began
+            if stages is not None:
+                stages.decodes.append((began, began + seconds))
             self._decode_pace += _PACE_WEIGHT * (seconds - self._decode_pace)
             self._feed(self.batcher.decoded, item, pixels, seconds)
             return
         with self._lock:
             self.statistics.bad_images += 1
+        if stages is not None:
+            stages.decodes.append((began, time.monotonic()))
         self._feed(self.batcher.decode_failed, item, failure)
 
     def _run(self, batch: Batch, contents: list[Pixels]) -> None:
@@ -252,6 +264,9 @@ class Engine:
             outcomes = self._infer_alone(model, contents, error)
         pace = (time.monotonic() - batch.started) / len(contents) / model.runners
         self._pace += _PACE_WEIGHT * (pace - self._pace)
+        note_execution(
+            (item.request.stages for item in batch.items), batch.started, batch.bucket, len(batch.items)
+        )
         self._feed(self.batcher.batch_done, batch, outcomes)
 
     def _infer(
@@ -314,23 +329,25 @@ class Engine:
                 self._loop.call_soon_threadsafe(self._loop.call_later, pause, self._worker.submit, again)
             return
         self.model = model
-        self.restarts += 1
         with self._lock:
+            self.statistics.restarts += 1
             self.batcher.worker_started()
 
     def _count(self, request: Request) -> None:
         statistics, total = self.statistics, request.finished - request.arrived
         if request.verdict is Verdict.DONE:
-            statistics.success.add(total)
-            statistics.queue.add(total - request.decode_s - request.infer_s)
-            statistics.compute_input.add(request.decode_s)
-            statistics.compute_infer.add(request.infer_s)
+            statistics.add_answer(total, request.decode_s, request.infer_s)
         elif request.verdict is Verdict.CANCELLED:
             statistics.cancel.add(total)
         else:
-            statistics.fail.add(total)
+            statistics.add_failure(_FAILURES[request.verdict], total)
 
 
+_FAILURES: dict[Verdict | None, str] = {
+    Verdict.EXPIRED: "expired",
+    Verdict.LOST: "lost",
+    Verdict.REFUSED: "refused",
+}
 _ERRORS: dict[Verdict, type[Exception]] = {
     Verdict.EXPIRED: TimeoutError,
     Verdict.LOST: ModelDown,

@@ -37,8 +37,18 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"[:_LONGEST]
 
 
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The status of `error` alone, of which nothing is logged."""
+    return next(
+        (status for kind, status in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL
+    )
+
+
 async def abort(context: Any, error: Exception) -> NoReturn:
     """End the call of `context` with the status that belongs to `error`."""
-    trailing = ((PUSHBACK_KEY, str(error.retry_ms)),) if isinstance(error, ServerFull) else ()
+    # What is given here takes the place of what was set before.
+    trailing = tuple(context.trailing_metadata() or ())
+    if isinstance(error, ServerFull):
+        trailing += ((PUSHBACK_KEY, str(error.retry_ms)),)
     await context.abort(*status_of(error), trailing)
     raise error  # never reached: `abort` raises, which its types do not say

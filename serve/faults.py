@@ -1,14 +1,17 @@
 """The errors of the domain, free of gRPC: `serve.errors` says which status each becomes."""
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class ServerFull(RuntimeError):
-    """No room for the request now. `retry_ms` says in how many milliseconds to try again."""
+    """No room for the request now. `retry_ms` says in how many milliseconds to try again, `reason` what is full."""
 
-    def __init__(self, message: str, retry_ms: int) -> None:
+    REASONS: ClassVar = ("requests", "images", "bytes", "deadline")
+
+    def __init__(self, message: str, retry_ms: int, reason: str) -> None:
         super().__init__(message)
-        self.retry_ms = retry_ms
+        self.retry_ms, self.reason = retry_ms, reason
 
 
 class NotAccepting(RuntimeError):

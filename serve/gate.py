@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from serve.admission import Admission
-from serve.errors import abort
+from serve.calls import Calls
 
 
 class GatedHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -23,26 +23,25 @@ class GatedHandlers(grpc.GenericRpcHandler):  # type: ignore[misc]
         handlers: method -> handler.
         guarded: the methods that need room.
         admission: the counters.
+        calls: counts those that are refused here.
     """
 
     def __init__(
-        self, service: str, handlers: Mapping[str, Any], guarded: Collection[str], admission: Admission
+        self,
+        service: str,
+        handlers: Mapping[str, Any],
+        guarded: Collection[str],
+        admission: Admission,
+        calls: Calls,
     ) -> None:
         self._handlers = {f"/{service}/{name}": handler for name, handler in handlers.items()}
         self._guarded = {f"/{service}/{name}" for name in guarded}
-        self._admission = admission
+        self._admission, self._calls = admission, calls
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call, or one that refuses it; None for a method that is not there."""
         method = handler_call_details.method
         if method in self._guarded and (refusal := self._admission.refusal(1, 1)):
             # As a stream, since only then the message is not taken first. The caller cannot see the difference.
-            return grpc.stream_stream_rpc_method_handler(_refuser(refusal))
+            return grpc.stream_stream_rpc_method_handler(self._calls.refuser(method[1:], refusal))
         return self._handlers.get(method)
-
-
-def _refuser(refusal: Exception) -> Any:
-    async def refuse(requests: Any, context: Any) -> None:
-        await abort(context, refusal)
-
-    return refuse

@@ -17,8 +17,10 @@ import grpc
 
 from proto.inference.v2 import inference_pb2 as pb
 from serve.admission import Admission
+from serve.call import CURRENT
+from serve.calls import Calls
 from serve.config import Limits
-from serve.errors import PUSHBACK_KEY, abort, status_of
+from serve.errors import PUSHBACK_KEY, status_of
 from serve.faults import NotAccepting, NotSupported, ServerFull
 from serve.gate import GatedHandlers
 from serve.inference_codec import decode_request, encode_response
@@ -52,9 +54,11 @@ _NOT_SUPPORTED = {
 }
 
 
-def add_inference_service(server: Any, models: Models, admission: Admission, limits: Limits) -> None:
+def add_inference_service(
+    server: Any, models: Models, admission: Admission, limits: Limits, calls: Calls
+) -> None:
     """Add the service to a `grpc.aio.Server`, before it starts."""
-    servicer = InferenceServicer(models, admission, limits)
+    servicer = InferenceServicer(models, admission, limits, calls)
     handlers = {}
     for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
         answer = getattr(servicer, method.name)
@@ -64,22 +68,23 @@ def add_inference_service(server: Any, models: Models, admission: Admission, lim
             else grpc.unary_unary_rpc_method_handler
         )
         handlers[method.name] = make(
-            answer if method.client_streaming else _unary(answer),
+            answer if method.client_streaming else calls.unary(_full(method.name), answer),
             reader(getattr(pb, method.input_type.name)),
             getattr(pb, method.output_type.name).SerializeToString,
         )
     for name, reason in _NOT_SUPPORTED.items():
         handlers[name] = grpc.unary_unary_rpc_method_handler(
-            _unary(_refuser(name, reason)), lambda raw: Received(raw, len(raw))
+            calls.unary(_full(name), _refuser(name, reason)), lambda raw: Received(raw, len(raw))
         )
-    server.add_generic_rpc_handlers((GatedHandlers(INFERENCE_SERVICE, handlers, ("ModelInfer",), admission),))
+    gated = GatedHandlers(INFERENCE_SERVICE, handlers, ("ModelInfer",), admission, calls)
+    server.add_generic_rpc_handlers((gated,))
 
 
 class InferenceServicer:
     """The calls, each from a request message to an answer; an error of the domain is raised."""
 
-    def __init__(self, models: Models, admission: Admission, limits: Limits) -> None:
-        self._models, self._admission, self._limits = models, admission, limits
+    def __init__(self, models: Models, admission: Admission, limits: Limits, calls: Calls) -> None:
+        self._models, self._admission, self._limits, self._calls = models, admission, limits, calls
         self._about = pb.ServerMetadataResponse(
             name="tailacc", version=version("tailacc"), extensions=_EXTENSIONS
         )
@@ -130,9 +135,9 @@ class InferenceServicer:
         """Score the requests of one stream; see `answer_in_order`."""
 
         async def answer(request: Received) -> Any:
+            work = self._infer(request, context.time_remaining())
             try:
-                request.check()
-                response = await self._infer(request, context.time_remaining())
+                response = await self._calls.one(_full("ModelStreamInfer"), request, context, work)
             except Exception as error:
                 return _stream_error(request.message.id, error)
             response.parameters["triton_final_response"].bool_param = True
@@ -148,11 +153,14 @@ class InferenceServicer:
     async def _infer(self, received: Received, seconds_left: float | None) -> Any:
         """`seconds_left` until gRPC's deadline, None for none."""
         arrived = time.monotonic()
+        received.check()
         request = received.message
         if self._admission.closed:
             raise NotAccepting(self._admission.closed)
         model = self._models.get(request.model_name, request.model_version)
         work = decode_request(request, received.size, model.info, self._limits)
+        if call := CURRENT.get():
+            call.images = len(work.images)
         limits = [limit for limit in (seconds_left, work.timeout) if limit is not None]
         deadline = arrived + min(limits) if limits else None
         with self._admission.admit(len(work.images), work.size):
@@ -163,15 +171,8 @@ class InferenceServicer:
         return response
 
 
-def _unary(answer: Callable[[Received, Any], Awaitable[Any]]) -> Callable[[Received, Any], Awaitable[Any]]:
-    async def call(request: Received, context: Any) -> Any:
-        try:
-            request.check()
-            return await answer(request, context)
-        except Exception as error:
-            await abort(context, error)
-
-    return call
+def _full(method: str) -> str:
+    return f"{INFERENCE_SERVICE}/{method}"
 
 
 def _refuser(name: str, reason: str) -> Callable[[Received, Any], Awaitable[Any]]:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from data.errors import InputError
 from serve.admission import Admission
+from serve.calls import Calls
 from serve.config import ServerConfig, cores, parse_address
 from serve.decode import DecodePool
 from serve.engine import Engine
@@ -53,6 +54,7 @@ class ScoringServer:
         address: HOST:PORT with the real port, once bound.
         admission: the counters.
         models: empty until started.
+        calls: what became of the calls.
         worker: the inference worker of all models.
         ended: whether all threads had ended at the end of `stop`; one in the middle of a batch can't be ended.
     """
@@ -61,6 +63,7 @@ class ScoringServer:
         self.config = config
         self.admission = Admission(config.limits)
         self.models = Models()
+        self.calls = Calls()
         self.address = ""
         self.worker = InferenceWorker(config.stall_s)
         self.ended = False
@@ -83,8 +86,8 @@ class ScoringServer:
                 *server_keepalive(),
             ],
         )
-        add_scoring_service(self._server, self.models, self.admission, config.limits)
-        add_inference_service(self._server, self.models, self.admission, config.limits)
+        add_scoring_service(self._server, self.models, self.admission, config.limits, self.calls)
+        add_inference_service(self._server, self.models, self.admission, config.limits, self.calls)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (SERVICE, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),

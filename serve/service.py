@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data.model_file import ModelInfo
-from serve.counters import ModelStatistics
+from serve.call import CURRENT
+from serve.counters import Ledger, ModelStatistics
 from serve.device import Device
 from serve.faults import ModelNotFound
 from serve.outcome import Failure, Outcome, Row, Trouble
@@ -99,14 +100,23 @@ class ServedModel:
             ModelDown: the inference worker died; try again.
             NotAccepting: the model is draining.
         """
+        if call := CURRENT.get():
+            call.model, call.version = self.name, self.version
         return await self.engine.score(images, deadline, priority)
 
 
 class Models:
-    """The models of the server, by name. The first one is what a request without a name means."""
+    """The models of the server, by name. The first one is what a request without a name means.
+
+    Attributes:
+        ledger: the statistics of all that were ever served here.
+    """
 
     def __init__(self, models: Iterable[ServedModel] = ()) -> None:
-        self._models = {model.name: model for model in models}
+        self._models: dict[str, ServedModel] = {}
+        self.ledger = Ledger()
+        for model in models:
+            self.add(model)
 
     @property
     def ready(self) -> bool:
@@ -120,6 +130,7 @@ class Models:
     def add(self, model: ServedModel) -> None:
         """Serve one more, in place of one of the same name."""
         self._models[model.name] = model
+        self.ledger.add(model.name, model.version, model.statistics)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model; "" as name means the first one, "" as version whichever is served.

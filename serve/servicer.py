@@ -12,8 +12,9 @@ import numpy as np
 from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
 from serve.admission import Admission
+from serve.call import CURRENT
+from serve.calls import Calls
 from serve.config import Limits
-from serve.errors import abort
 from serve.faults import NotAccepting
 from serve.gate import GatedHandlers
 from serve.received import Received, reader
@@ -30,18 +31,24 @@ _CODES = {
 _OK = pb.ImageStatus(code=pb.ImageStatus.CODE_OK)
 
 
-def add_scoring_service(server: Any, models: Models, admission: Admission, limits: Limits) -> None:
+def add_scoring_service(
+    server: Any, models: Models, admission: Admission, limits: Limits, calls: Calls
+) -> None:
     """Add the service to a `grpc.aio.Server`, before it starts."""
     servicer = ScoringServicer(models, admission, limits)
     handlers = {
         "Score": grpc.unary_unary_rpc_method_handler(
-            servicer.Score, reader(pb.ScoreRequest), pb.ScoreResponse.SerializeToString
+            calls.unary(f"{SERVICE}/Score", servicer.Score),
+            reader(pb.ScoreRequest),
+            pb.ScoreResponse.SerializeToString,
         ),
         "GetModel": grpc.unary_unary_rpc_method_handler(
-            servicer.GetModel, reader(pb.GetModelRequest), pb.GetModelResponse.SerializeToString
+            calls.unary(f"{SERVICE}/GetModel", servicer.GetModel),
+            reader(pb.GetModelRequest),
+            pb.GetModelResponse.SerializeToString,
         ),
     }
-    server.add_generic_rpc_handlers((GatedHandlers(SERVICE, handlers, ("Score",), admission),))
+    server.add_generic_rpc_handlers((GatedHandlers(SERVICE, handlers, ("Score",), admission, calls),))
 
 
 class ScoringServicer:
@@ -52,26 +59,20 @@ class ScoringServicer:
 
     async def Score(self, received: Received, context: Any) -> Any:
         """See scoring.proto."""
-        try:
-            received.check()
-            return await self._score(received.message, received.size, context.time_remaining())
-        except Exception as error:
-            await abort(context, error)
+        return await self._score(received.message, received.size, context.time_remaining())
 
     async def GetModel(self, received: Received, context: Any) -> Any:
         """See scoring.proto."""
-        try:
-            received.check()
-            if not self._models.all():
-                raise NotAccepting(self._admission.closed)
-            return _describe(self._models.get(received.message.model), self._limits)
-        except Exception as error:
-            await abort(context, error)
+        if not self._models.all():
+            raise NotAccepting(self._admission.closed)
+        return _describe(self._models.get(received.message.model), self._limits)
 
     async def _score(self, request: Any, size: int, seconds_left: float | None) -> Any:
         """`size` in bytes; `seconds_left` until the deadline, None for none."""
         arrived = time.monotonic()
         images = request.images
+        if call := CURRENT.get():
+            call.images = len(images)
         check_request([image.id for image in images], size, self._limits)
         with self._admission.admit(len(images), size):
             model = self._models.get(request.model)
