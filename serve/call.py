@@ -55,7 +55,7 @@ class Stages:
 
 
 def note_execution(requests: Iterable[Stages | None], began: float, bucket: int, images: int) -> None:
-    """Note a batch that has just ended. `requests`: the stages of each of its images' request, None where not traced."""
+    """Note a batch that has just ended. `requests`: the stages of each image's request, None where not traced."""
     traced = tuple({stages: None for stages in requests if stages is not None})
     if traced:
         execution = Execution(began, time.monotonic(), bucket, images, traced)

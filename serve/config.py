@@ -65,6 +65,36 @@ def option(limit: str) -> str:
 
 
 @dataclass(frozen=True)
+class Telemetry:
+    """What the server shows of itself outside gRPC. All of it is off until asked for."""
+
+    metrics: str = ""
+    """HOST:PORT, or a port of the loopback, to answer GET /metrics for Prometheus on; port 0 takes any free one"""
+    otlp: str = ""
+    """HOST:PORT of an OpenTelemetry collector (gRPC, no TLS) to send traces to; with TLS or a token by
+    OTEL_EXPORTER_OTLP_ENDPOINT and its kin"""
+    trace_share: float = 0.01
+    """which share of the requests to trace, from 0 to 1, of those whose caller leaves it open (no traceparent)"""
+    access_log: bool = False
+    """write a line on stderr for each request, and return its x-request-id"""
+    log_format: Literal["text", "json"] = "text"
+    """of what is written on stderr; json: one object a line"""
+
+    def check(self) -> None:
+        """Raise `InputError` naming the option, its rule and the value."""
+        if self.metrics:
+            parse_address(self.metrics_address(), "--metrics")
+        if self.otlp and not parse_address(self.otlp, "--otlp")[1]:
+            raise InputError(f"--otlp needs a port from 1 to 65535, got '{self.otlp}'")
+        if not 0 <= self.trace_share <= 1:
+            raise InputError(f"--trace-share must be from 0 to 1, got {self.trace_share}")
+
+    def metrics_address(self) -> str:
+        """`metrics` with its host."""
+        return f"127.0.0.1:{self.metrics}" if self.metrics.isdigit() else self.metrics
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Serve one ONNX model, or several, over gRPC."""
 
@@ -93,10 +123,12 @@ class ServerConfig:
     grace_s: float = 20.0
     """seconds that SIGTERM leaves for what was accepted"""
     limits: Limits = field(default_factory=Limits)
+    telemetry: Annotated[Telemetry, tyro.conf.arg(name="")] = field(default_factory=Telemetry)
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
         self.limits.check()
+        self.telemetry.check()
         parse_address(self.listen, "--listen")
         for name, value in (("threads", self.threads), ("decode-threads", self.decode_threads)):
             if not 0 <= value <= 1024:

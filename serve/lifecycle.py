@@ -5,6 +5,7 @@ NOT_SERVING until the model is warm and from the first moment of the drain; SERV
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -26,11 +27,15 @@ from serve.engine import Engine
 from serve.inference_reflection import ReflectionPool
 from serve.inference_service import INFERENCE_SERVICE, add_inference_service
 from serve.keepalive import server_keepalive
+from serve.log_lines import set_up
 from serve.model import OnnxModel
 from serve.registry import open_source, split_models
 from serve.service import Models, ServedModel
 from serve.servicer import SERVICE, add_scoring_service
+from serve.telemetry import TelemetryOutputs
 from serve.worker import InferenceWorker
+
+_log = logging.getLogger(__name__)
 
 # After the last answer new calls are still refused in words (UNAVAILABLE) for this long. Once gRPC's own stop
 # begins, a call that is on its way gets a bare CANCELLED, which a caller would not try again.
@@ -55,6 +60,7 @@ class ScoringServer:
         admission: the counters.
         models: empty until started.
         calls: what became of the calls.
+        telemetry: metrics, traces and the access log.
         worker: the inference worker of all models.
         ended: whether all threads had ended at the end of `stop`; one in the middle of a batch can't be ended.
     """
@@ -64,6 +70,7 @@ class ScoringServer:
         self.admission = Admission(config.limits)
         self.models = Models()
         self.calls = Calls()
+        self.telemetry = TelemetryOutputs(config.telemetry, self.calls)
         self.address = ""
         self.worker = InferenceWorker(config.stall_s)
         self.ended = False
@@ -108,6 +115,7 @@ class ScoringServer:
                 f"cannot listen on {self.config.listen}: {reason}; choose another with --listen HOST:PORT "
                 "(port 0 takes any free one)"
             ) from error
+        self.telemetry.open(self)
         await self._server.start()
         self.address = f"{host}:{bound}"
         return self.address
@@ -149,6 +157,7 @@ class ScoringServer:
             await asyncio.gather(*(model.engine.drain() for model in self.models.all()))
         self.ended = self._pool.close(_THREADS_GRACE_S) and self.worker.close(_THREADS_GRACE_S)
         self._sources.close()
+        self.telemetry.close()
         return lost
 
     async def _watch_worker(self) -> None:
@@ -241,6 +250,7 @@ def banner(server: ScoringServer) -> str:
             f"limits   request: {limits.request_images} images, {limits.request_bytes / mib:g} MiB; image: "
             f"{limits.image_bytes / mib:g} MiB; in flight: {limits.inflight_requests} requests, "
             f"{limits.inflight_images} images, {limits.inflight_bytes / mib:g} MiB",
+            *server.telemetry.lines(),
         )
     )
 
@@ -251,6 +261,7 @@ async def serve(config: ServerConfig, say_ready: Callable[[str], None]) -> int:
     `say_ready` gets HOST:PORT once the server serves.
     """
     config.check()
+    set_up(config.telemetry.log_format)
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -299,4 +310,4 @@ def _leave(code: int, ended: bool) -> int:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    _log.info("%s", text)
