@@ -120,6 +120,9 @@ class ServerConfig:
     core is idle for that: it decodes them"""
     stall_s: float = 20.0
     """seconds without progress of a batch after which the inference worker counts as hung and is replaced"""
+    follow_s: float = 30.0
+    """seconds between two looks at which version the alias of models:/NAME@ALIAS names; another one then takes over
+    without a pause. 0: never"""
     grace_s: float = 20.0
     """seconds that SIGTERM leaves for what was accepted"""
     limits: Limits = field(default_factory=Limits)
@@ -139,6 +142,8 @@ class ServerConfig:
             raise InputError(f"--max-delay-ms must be from 0 to 1000, got {self.max_delay_ms}")
         if not self.stall_s > 0:
             raise InputError(f"--stall-s must be above 0, got {self.stall_s}")
+        if not 0 <= self.follow_s <= 86400:
+            raise InputError(f"--follow-s must be from 0 (never) to 86400, got {self.follow_s}")
         if self.grace_s < 0:
             raise InputError(f"--grace-s must be at least 0, got {self.grace_s}")
 

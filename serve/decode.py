@@ -43,3 +43,4 @@ class DecodePool:
     def _work(self) -> None:
         while job := self._jobs.get():
             job()
+            del job  # of a model that may be replaced before the next one comes

@@ -37,6 +37,9 @@ Pixels = npt.NDArray[np.uint8]
 _PACE_WEIGHT = 0.2
 _FIRST_RESTART_S = 0.5
 _LONGEST_RESTART_S = 30.0
+# What opening a model again may take: its load and its first runs are longer than any batch, and a worker that is
+# declared dead for it would begin anew, for ever.
+_REOPEN_S = 300.0
 
 
 class Engine:
@@ -320,9 +323,12 @@ class Engine:
         """In the new worker: open, check and warm the model again, and go on with it."""
         if self.model is not broken or self.batcher.draining:
             return
+        self._worker.allow(_REOPEN_S)
         try:
             model = broken.reopen()
         except Exception as error:
+            if self.batcher.draining:  # it was replaced meanwhile, and its files are gone
+                return
             _log.error("the model could not be opened again, next attempt in %g s: %s", pause, error)
             again = partial(self._reopen, broken, min(2 * pause, _LONGEST_RESTART_S))
             with contextlib.suppress(RuntimeError):

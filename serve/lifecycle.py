@@ -4,13 +4,12 @@ NOT_SERVING until the model is warm and from the first moment of the drain; SERV
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +23,13 @@ from serve.calls import Calls
 from serve.config import ServerConfig, cores, parse_address
 from serve.decode import DecodePool
 from serve.engine import Engine
+from serve.follow import Follower, Following
 from serve.inference_reflection import ReflectionPool
 from serve.inference_service import INFERENCE_SERVICE, add_inference_service
 from serve.keepalive import server_keepalive
+from serve.loading import LoadedModel, Loader, load_model
 from serve.log_lines import set_up
-from serve.model import OnnxModel
-from serve.registry import open_source, split_models
+from serve.registry import follows_alias, is_fetched, split_models
 from serve.service import Models, ServedModel
 from serve.servicer import SERVICE, add_scoring_service
 from serve.telemetry import TelemetryOutputs
@@ -61,6 +61,7 @@ class ScoringServer:
         models: empty until started.
         calls: what became of the calls.
         telemetry: metrics, traces and the access log.
+        following: changes models whose alias has moved.
         worker: the inference worker of all models.
         ended: whether all threads had ended at the end of `stop`; one in the middle of a batch can't be ended.
     """
@@ -75,11 +76,15 @@ class ScoringServer:
         self.worker = InferenceWorker(config.stall_s)
         self.ended = False
         self._pool = DecodePool(config.decode_threads or cores())
-        # Folders of models from MLflow: a worker that died opens its model again from there.
-        self._sources = contextlib.ExitStack()
+        self._loader = Loader()
+        # Of models from MLflow, each in a folder of its own. One for all, to be removed even where SIGTERM comes in the
+        # middle of a download.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._health: Any = health.aio.HealthServicer()
         self._shown: dict[str, Any] = {}
         self._watch: asyncio.Task[None] | None = None
+        self.following = Follower(self.models, self._loader, self._load, self._serve)
+        self._follow: asyncio.Task[None] | None = None
         # Twice the limit, so that a message just above it is refused in our words, with the option to change;
         # further above gRPC refuses it before it is in memory.
         longest = min(2 * config.limits.request_bytes, 2**31 - 1)
@@ -122,16 +127,21 @@ class ScoringServer:
 
     async def start(self) -> None:
         """Load and warm the models, then serve. Raises `InputError` as `OnnxModel` does."""
-        config = self.config
-        for name, model in await _load_in_thread(config, self._sources):
-            engine = Engine(
-                model, self._pool, self.worker, config.max_delay_ms / 1000, config.limits.image_bytes
-            )
-            number = model.ref.version if model.ref.version.isdecimal() else "1"
-            self.models.add(ServedModel(name, number, engine))
+        wanted = split_models(self.config.model)
+        if any(is_fetched(source) for _, source in wanted):
+            self._folder = tempfile.TemporaryDirectory(prefix="tailacc-models-", ignore_cleanup_errors=True)
+        for loaded in await self._loader.run(lambda: [self._load(name, source) for name, source in wanted]):
+            self._serve(loaded)
+        self.models.following = tuple(
+            Following(name, source, self.models.get(name).ref.version)
+            for name, source in wanted
+            if self.config.follow_s and follows_alias(source)
+        )
         self.admission.open()
         await self._show_health()
         self._watch = asyncio.create_task(self._watch_worker(), name="watch")
+        if self.models.following:
+            self._follow = asyncio.create_task(self.following.run(self.config.follow_s), name="follow")
 
     async def stop(self, grace: float) -> int:
         """Refuse what is new, answer what was accepted within `grace` seconds, and end.
@@ -139,8 +149,9 @@ class ScoringServer:
         Returns the number of accepted requests that were cut off.
         """
         self.admission.close("the server is stopping; try another, or again later")
-        if self._watch:
-            self._watch.cancel()
+        for task in (self._watch, self._follow):
+            if task:
+                task.cancel()
         await self._health.enter_graceful_shutdown()
         try:
             async with asyncio.timeout(grace):
@@ -154,11 +165,29 @@ class ScoringServer:
             await self._server.stop(_STREAMS_GRACE_S)
         # What still runs has no caller left, and threads that hang could not be waited for.
         if not lost:
-            await asyncio.gather(*(model.engine.drain() for model in self.models.all()))
-        self.ended = self._pool.close(_THREADS_GRACE_S) and self.worker.close(_THREADS_GRACE_S)
-        self._sources.close()
+            await asyncio.gather(self.following.close_old(), *(model.close() for model in self.models.all()))
+        self.ended = all(
+            (
+                self._pool.close(_THREADS_GRACE_S),
+                self.worker.close(_THREADS_GRACE_S),
+                await self._loader.ended(_THREADS_GRACE_S),
+            )
+        )
+        if self._folder:
+            self._folder.cleanup()
         self.telemetry.close()
         return lost
+
+    def _load(self, name: str, source: str) -> LoadedModel:
+        """In a thread of the loader."""
+        return load_model(name, source, self.config, self._folder.name if self._folder else None)
+
+    def _serve(self, loaded: LoadedModel) -> None:
+        """Begin to serve a model, in place of one of its name."""
+        config, model = self.config, loaded.model
+        engine = Engine(model, self._pool, self.worker, config.max_delay_ms / 1000, config.limits.image_bytes)
+        number = model.ref.version if model.ref.version.isdecimal() else "1"
+        self.models.add(ServedModel(loaded.name, number, engine, loaded.files))
 
     async def _watch_worker(self) -> None:
         """Look after the inference worker, and say in the health service what is so."""
@@ -188,46 +217,6 @@ def _try_port(host: str, port: int) -> None:
             probe.bind(address)
 
 
-async def _load_in_thread(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str, OnnxModel]]:
-    """`_load` in a daemon thread, which does not hold up the end of the process as a pool's thread would.
-
-    A registry that does not answer can take minutes, and SIGTERM must not wait for it.
-    """
-    loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[list[tuple[str, OnnxModel]]] = loop.create_future()
-
-    def settle(models: list[tuple[str, OnnxModel]], error: Exception | None) -> None:
-        if loaded.done():  # cancelled meanwhile
-            return
-        if error:
-            loaded.set_exception(error)
-        else:
-            loaded.set_result(models)
-
-    def work() -> None:
-        models: list[tuple[str, OnnxModel]] = []
-        error = None
-        try:
-            models = _load(config, sources)
-        except Exception as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, models, error)
-
-    threading.Thread(target=work, name="load", daemon=True).start()
-    return await loaded
-
-
-def _load(config: ServerConfig, sources: contextlib.ExitStack) -> list[tuple[str, OnnxModel]]:
-    models = []
-    for name, text in split_models(config.model):
-        source = sources.enter_context(open_source(text))
-        model = OnnxModel(source, config.device, config.threads or cores(), config.max_batch)
-        model.warm()
-        models.append((name, model))
-    return models
-
-
 def banner(server: ScoringServer) -> str:
     """What serves and on what, for a person."""
     config, limits = server.config, server.config.limits
@@ -247,6 +236,10 @@ def banner(server: ScoringServer) -> str:
         (
             *lines,
             f"threads  {threads}; images wait at most {config.max_delay_ms:g} ms for others that are being decoded",
+            *(
+                f"follow   {one.name}: {one.source}, looked at every {config.follow_s:g} s"
+                for one in server.models.following
+            ),
             f"limits   request: {limits.request_images} images, {limits.request_bytes / mib:g} MiB; image: "
             f"{limits.image_bytes / mib:g} MiB; in flight: {limits.inflight_requests} requests, "
             f"{limits.inflight_images} images, {limits.inflight_bytes / mib:g} MiB",

@@ -20,6 +20,10 @@ _ARTIFACT = "model"
 DEFAULT_NAME = "tailacc"
 
 
+class RegistryError(InputError):
+    """MLflow is away, or does not have what was asked for. Later it may."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """An ONNX file at hand. `name` is the registered name, "" for a plain file; `version` is then "file"."""
@@ -52,15 +56,17 @@ def split_models(text: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def open_source(model: str) -> Iterator[ModelSource]:
+def open_source(model: str, below: str | None = None) -> Iterator[ModelSource]:
     """The file of `model`: a path, `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID[/ARTIFACT]`.
 
-    What comes from MLflow lies in a temporary folder and is gone when the context ends.
+    What comes from MLflow lies in a temporary folder in the folder `below` (None: where the system has them) and is
+    gone when the context ends.
 
     Raises:
-        InputError: nothing is there; the message says how to get one.
+        RegistryError: MLflow is away, or does not have it.
+        InputError: there is no file, or none that could be a model; the message says how to get one.
     """
-    if not model.startswith(("models:", "runs:")):
+    if not is_fetched(model):
         path = Path(model)
         if not path.is_file():
             raise InputError(
@@ -71,7 +77,7 @@ def open_source(model: str) -> Iterator[ModelSource]:
     registered, run = _REGISTERED.fullmatch(model), _RUN.fullmatch(model)
     if not (registered or run):
         raise InputError(f"--model must be {_FORMS}, got '{model}'")
-    with tempfile.TemporaryDirectory(prefix="tailacc-model-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tailacc-model-", dir=below) as folder:
         if registered:
             name = registered["name"]
             version = _download_registered(name, registered["alias"], registered["version"], Path(folder))
@@ -83,6 +89,31 @@ def open_source(model: str) -> Iterator[ModelSource]:
             found = ", ".join(file.name for file in files) or "none"
             raise InputError(f"{model} must hold one .onnx file, found {found}")
         yield ModelSource(files[0], name, version)
+
+
+def is_fetched(model: str) -> bool:
+    """Whether `model` is in MLflow, and no file."""
+    return model.startswith(("models:", "runs:"))
+
+
+def follows_alias(model: str) -> bool:
+    """Whether `model` is `models:/NAME@ALIAS`, which may name another version tomorrow."""
+    registered = _REGISTERED.fullmatch(model)
+    return bool(registered and registered["alias"])
+
+
+def find_version(model: str) -> str:
+    """The source `models:/NAME/VERSION` that `models:/NAME@ALIAS` means now. Raises `RegistryError`."""
+    registered = _REGISTERED.fullmatch(model)
+    if not (registered and registered["alias"]):
+        raise InputError(f"only models:/NAME@ALIAS can be followed, got '{model}'")
+    name, alias = registered["name"], registered["alias"]
+    store, mlflow = _open_store()
+    try:
+        found = mlflow.MlflowClient(store, store).get_model_version_by_alias(name, alias)
+    except mlflow.exceptions.MlflowException as error:
+        raise RegistryError(f"no model '{name}' with alias '{alias}' in {store}: {_reason(error)}") from error
+    return f"models:/{name}/{found.version}"
 
 
 def _download_registered(name: str, alias: str | None, version: str | None, folder: Path) -> str:
@@ -97,8 +128,10 @@ def _download_registered(name: str, alias: str | None, version: str | None, fold
             else client.get_model_version(name, version)
         )
         _fetch(mlflow, f"models:/{name}/{found.version}", store, folder)
-    except mlflow.exceptions.MlflowException as error:
-        raise InputError(f"no model '{name}' with {what} in {store}: {_reason(error)}; {_ADVICE}") from error
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise RegistryError(
+            f"no model '{name}' with {what} in {store}: {_reason(error)}; {_ADVICE}"
+        ) from error
     return str(found.version)
 
 
@@ -108,7 +141,7 @@ def _download_run(run: str, artifact: str, folder: Path) -> None:
     try:
         _fetch(mlflow, f"runs:/{run}/{artifact}", store, folder)
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        raise InputError(
+        raise RegistryError(
             f"no model '{artifact}' in run {run} in {store}: {_reason(error)}; log one: "
             "python train/export.py --run DIR --register"
         ) from error
@@ -125,7 +158,7 @@ def _open_store() -> tuple[str, Any]:
     local = store.removeprefix("sqlite:///")
     if local != store and not Path(local).is_file():
         # Asking MLflow would create an empty data base there.
-        raise InputError(
+        raise RegistryError(
             f"no MLflow store at {store} in {Path.cwd()} (MLFLOW_TRACKING_URI names another); {_ADVICE}"
         )
     # MLflow's own defaults try a server that is away for four minutes without a word.

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from serve.outcome import Failure, Outcome, Row, Trouble
 
 if TYPE_CHECKING:
     from serve.engine import Engine
+    from serve.follow import Following
     from serve.model import ModelRef
 
 __all__ = ["Failure", "ModelStatistics", "Models", "Outcome", "Row", "ServedModel", "Trouble"]
@@ -29,11 +31,13 @@ class ServedModel:
     Attributes:
         name: on the wire: the registered name, or the one given with `--model NAME=...`, else "tailacc".
         version: of the registry, or "1".
+        engine: runs it.
+        files: what the engine opens it from again after a death of the worker.
     """
 
-    def __init__(self, name: str, version: str, engine: "Engine") -> None:
+    def __init__(self, name: str, version: str, engine: "Engine", files: ExitStack | None = None) -> None:
         self.name, self.version = name, version
-        self.engine = engine
+        self.engine, self.files = engine, files or ExitStack()
 
     @property
     def info(self) -> ModelInfo:
@@ -104,17 +108,24 @@ class ServedModel:
             call.model, call.version = self.name, self.version
         return await self.engine.score(images, deadline, priority)
 
+    async def close(self) -> None:
+        """Take nothing new, answer what is held, then give back the files."""
+        await self.engine.drain()
+        self.files.close()
+
 
 class Models:
     """The models of the server, by name. The first one is what a request without a name means.
 
     Attributes:
         ledger: the statistics of all that were ever served here.
+        following: the aliases that are followed.
     """
 
     def __init__(self, models: Iterable[ServedModel] = ()) -> None:
         self._models: dict[str, ServedModel] = {}
         self.ledger = Ledger()
+        self.following: tuple[Following, ...] = ()
         for model in models:
             self.add(model)
 

@@ -25,11 +25,13 @@ DeathNotice = Callable[[str], None]
 class _Mark:
     """What one thread does: `begun` jobs, the last of which goes on while `busy`.
 
-    `seen` is what `begun` was at the last look, and `still` for how many looks it has not moved.
+    `seen` is what `begun` was at the last look, and `still` for how many looks it has not moved. `patience_s`: what
+    that job may take, where it said so.
     """
 
     begun: int = 0
     busy: bool = False
+    patience_s: float = 0.0
     seen: int = -1
     still: int = 0
 
@@ -46,6 +48,7 @@ class _Here(threading.local):
     """What a thread of the worker knows of itself; of any other thread it says nothing."""
 
     life: _Life | None = None
+    mark: _Mark | None = None
     next: Job | None = None
 
 
@@ -96,6 +99,11 @@ class InferenceWorker:
         else:
             life.jobs.put(job)
 
+    def allow(self, seconds: float) -> None:
+        """Called by a job: it may take this long, where that is more than `stall_s`."""
+        if self._here.mark:
+            self._here.mark.patience_s = seconds
+
     def close(self, wait_s: float) -> bool:
         """End the threads once what was submitted is done; whether all had ended within `wait_s` seconds."""
         self._end(self._life)
@@ -115,8 +123,10 @@ class InferenceWorker:
             stalled = mark.busy and mark.begun == mark.seen
             mark.seen = mark.begun
             mark.still = mark.still + 1 if stalled else 0
-            if mark.still * tick_s >= self.stall_s:
-                self._die(life, f"the inference worker made no progress for {self.stall_s:g} s (--stall-s)")
+            limit = max(self.stall_s, mark.patience_s)
+            if mark.still * tick_s >= limit:
+                told = " (--stall-s)" if limit == self.stall_s else ""
+                self._die(life, f"the inference worker made no progress for {limit:g} s{told}")
                 return
 
     def _start(self) -> _Life:
@@ -140,7 +150,7 @@ class InferenceWorker:
 
     def _work(self, life: _Life, mark: _Mark) -> None:
         here = self._here
-        here.life = life
+        here.life, here.mark = life, mark
         while job := here.next or life.jobs.get():
             here.next = None
             mark.begun += 1
@@ -151,6 +161,8 @@ class InferenceWorker:
                 self._die(life, f"the inference worker died of {type(error).__name__}: {error}")
                 return
             mark.busy = False
+            mark.patience_s = 0.0
+            del job  # of a model that may be replaced before the next one comes
             if life is not self._life:
                 return  # given up meanwhile
 
