@@ -19,11 +19,12 @@ class Admission:
         requests, images, size: what is in flight; `size` in bytes.
         admitted: requests let in since the start.
         closed: why nothing is let in, or "" when open.
+        resident: bytes of memory that the process held when it was last looked at; 0 without --limits.memory.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self.requests = self.images = self.size = self.admitted = 0
+        self.requests = self.images = self.size = self.admitted = self.resident = 0
         self.closed = "the model is loading; try again in a few seconds"
         self._idle = asyncio.Event()
         self._idle.set()
@@ -53,6 +54,13 @@ class Admission:
                     limits.pushback_ms,
                     what,
                 )
+        if self.resident > limits.memory > 0:
+            return ServerFull(
+                f"the server is full: it holds {self.resident} bytes of memory, and the limit is {limits.memory} "
+                f"(--limits.memory); try again in {limits.pushback_ms} ms",
+                limits.pushback_ms,
+                "memory",
+            )
         return None
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data.errors import InputError
+from serve.security_config import ClientTls, ServerTls
 
 DEFAULT_ADDRESS = "127.0.0.1:8001"
 DEFAULT_MODEL = "models:/tailacc@champion"
@@ -39,14 +40,24 @@ class Limits:
     """images in flight at once"""
     inflight_bytes: int = 256 * _MIB
     """bytes of encoded images in flight at once"""
+    memory: int = 0
+    """bytes of memory that the process may hold, decoded pixels and the models among them, before it refuses more work
+    until it holds less; looked at twice a second. 0: no such limit"""
+    streams: int = 1024
+    """calls in flight on one connection; the caller's further ones wait at its own end"""
+    connections: int = 512
+    """connections at once; a further one is closed"""
     pushback_ms: int = 200
     """milliseconds after which a refused caller is told to try again"""
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
         for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise InputError(f"{option(item.name)} must be at least 1, got {getattr(self, item.name)}")
+            least = 0 if item.name == "memory" else 1
+            if getattr(self, item.name) < least:
+                raise InputError(
+                    f"{option(item.name)} must be at least {least}, got {getattr(self, item.name)}"
+                )
         for small, large in (
             ("image_bytes", "request_bytes"),
             ("request_images", "inflight_images"),
@@ -103,6 +114,10 @@ class ServerConfig:
     NAME=A,NAME2=B; a call that names none gets the first"""
     listen: str = DEFAULT_ADDRESS
     """HOST:PORT; port 0 takes any free one"""
+    tls: ServerTls = field(default_factory=ServerTls)
+    tokens: str = ""
+    """file of the callers' tokens, a line each: NAME GROUPS SECRET, with groups of score,metadata,admin; read again
+    when it changes. The variable TAILACC_TOKENS may hold the lines instead. "": whoever connects may call"""
     compress_answers: bool = False
     """gzip the answers; what callers send may be compressed in any case"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -132,6 +147,7 @@ class ServerConfig:
         """Raise `InputError` naming the option, its rule and the value."""
         self.limits.check()
         self.telemetry.check()
+        self.tls.check()
         parse_address(self.listen, "--listen")
         for name, value in (("threads", self.threads), ("decode-threads", self.decode_threads)):
             if not 0 <= value <= 1024:
@@ -156,6 +172,9 @@ class Connection:
     """HOST:PORT[,HOST:PORT...]; each call goes to the least busy one that works"""
     model: str = ""
     """name of the model in the servers, where they have several; "": their first one"""
+    tls: ClientTls = field(default_factory=ClientTls)
+    token_file: str = ""
+    """file that holds the token for the servers, where they ask for one; or in the variable TAILACC_TOKEN"""
     connect_s: float = 10.0
     """seconds to wait for a server that does not answer yet"""
     call_s: float = 60.0
@@ -169,6 +188,7 @@ class Connection:
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""
         self.addresses()
+        self.tls.check()
         for name in ("connect_s", "call_s", "silence_s", "give_up_s"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")

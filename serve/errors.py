@@ -6,7 +6,16 @@ from typing import Any, NoReturn
 import grpc
 
 from data.errors import InputError
-from serve.faults import InferenceFailed, ModelDown, ModelNotFound, NotAccepting, NotSupported, ServerFull
+from serve.faults import (
+    InferenceFailed,
+    ModelDown,
+    ModelNotFound,
+    NotAccepting,
+    NotAuthenticated,
+    NotPermitted,
+    NotSupported,
+    ServerFull,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +27,8 @@ _STATUS: dict[type[Exception], grpc.StatusCode] = {
     NotAccepting: grpc.StatusCode.UNAVAILABLE,
     ModelDown: grpc.StatusCode.UNAVAILABLE,
     ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
     InferenceFailed: grpc.StatusCode.INTERNAL,
     NotSupported: grpc.StatusCode.UNIMPLEMENTED,
     TimeoutError: grpc.StatusCode.DEADLINE_EXCEEDED,

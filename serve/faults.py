@@ -7,7 +7,7 @@ from typing import ClassVar
 class ServerFull(RuntimeError):
     """No room for the request now. `retry_ms` says in how many milliseconds to try again, `reason` what is full."""
 
-    REASONS: ClassVar = ("requests", "images", "bytes", "deadline")
+    REASONS: ClassVar = ("requests", "images", "bytes", "memory", "deadline")
 
     def __init__(self, message: str, retry_ms: int, reason: str) -> None:
         super().__init__(message)
@@ -28,6 +28,14 @@ class ModelNotFound(LookupError):
     def __init__(self, name: str, version: str, choices: Iterable[str]) -> None:
         wanted = f"'{name}' version '{version}'" if version else f"'{name}'"
         super().__init__(f"unknown model {wanted}; this server has: {', '.join(sorted(choices))}")
+
+
+class NotAuthenticated(RuntimeError):
+    """The caller showed no token, or none that the server has. The message never holds what it showed."""
+
+
+class NotPermitted(RuntimeError):
+    """The caller's token is not for calls of this group."""
 
 
 class InferenceFailed(RuntimeError):

@@ -29,7 +29,9 @@ from serve.inference_service import INFERENCE_SERVICE, add_inference_service
 from serve.keepalive import server_keepalive
 from serve.loading import LoadedModel, Loader, load_model
 from serve.log_lines import set_up
+from serve.memory import MemoryGuard
 from serve.registry import follows_alias, is_fetched, split_models
+from serve.security import Security, channel_limits
 from serve.service import Models, ServedModel
 from serve.servicer import SERVICE, add_scoring_service
 from serve.telemetry import TelemetryOutputs
@@ -61,6 +63,7 @@ class ScoringServer:
         models: empty until started.
         calls: what became of the calls.
         telemetry: metrics, traces and the access log.
+        security: TLS and tokens.
         following: changes models whose alias has moved.
         worker: the inference worker of all models.
         ended: whether all threads had ended at the end of `stop`; one in the middle of a batch can't be ended.
@@ -72,6 +75,8 @@ class ScoringServer:
         self.models = Models()
         self.calls = Calls()
         self.telemetry = TelemetryOutputs(config.telemetry, self.calls)
+        self.security = Security(config, self.calls)
+        self._memory = MemoryGuard(config.limits.memory, self.admission)
         self.address = ""
         self.worker = InferenceWorker(config.stall_s)
         self.ended = False
@@ -85,16 +90,14 @@ class ScoringServer:
         self._watch: asyncio.Task[None] | None = None
         self.following = Follower(self.models, self._loader, self._load, self._serve)
         self._follow: asyncio.Task[None] | None = None
-        # Twice the limit, so that a message just above it is refused in our words, with the option to change;
-        # further above gRPC refuses it before it is in memory.
-        longest = min(2 * config.limits.request_bytes, 2**31 - 1)
         self._server = grpc.aio.server(
+            interceptors=self.security.interceptors,
             compression=grpc.Compression.Gzip if config.compress_answers else None,
             options=[
                 # With SO_REUSEPORT a second server on the same port would start and take half of the calls.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", longest),
                 ("grpc.max_send_message_length", -1),
+                *channel_limits(config.limits),
                 *server_keepalive(),
             ],
         )
@@ -113,7 +116,7 @@ class ScoringServer:
         await self._show_health()
         try:
             _try_port(host, port)
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            bound = self.security.add_port(self._server, f"{host}:{port}")
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise InputError(
@@ -137,6 +140,7 @@ class ScoringServer:
             for name, source in wanted
             if self.config.follow_s and follows_alias(source)
         )
+        self._memory.check()
         self.admission.open()
         await self._show_health()
         self._watch = asyncio.create_task(self._watch_worker(), name="watch")
@@ -194,6 +198,8 @@ class ScoringServer:
         while True:
             await asyncio.sleep(_TICK_S)
             self.worker.check(_TICK_S)
+            self._memory.refresh()
+            self.security.refresh()
             await self._show_health()
 
     async def _show_health(self) -> None:
@@ -243,6 +249,7 @@ def banner(server: ScoringServer) -> str:
             f"limits   request: {limits.request_images} images, {limits.request_bytes / mib:g} MiB; image: "
             f"{limits.image_bytes / mib:g} MiB; in flight: {limits.inflight_requests} requests, "
             f"{limits.inflight_images} images, {limits.inflight_bytes / mib:g} MiB",
+            *server.security.lines(),
             *server.telemetry.lines(),
         )
     )
