@@ -33,8 +33,7 @@ _REASONS = {"REJECTED": ("expired", "hopeless"), "BACKEND": ("lost",), "OTHER": 
 
 
 class Sources(Protocol):
-    """What is read: the attributes of `serve.lifecycle.ScoringServer`. Its `following`, which swaps models, may be
-    absent."""
+    """What is read: the attributes of `serve.lifecycle.ScoringServer`."""
 
     config: ServerConfig
     models: Models
@@ -224,17 +223,17 @@ def _process(sources: Sources) -> Iterator[Metric]:
     threads.add_metric(("inference",), sources.worker.threads)
     threads.add_metric(("decode",), sources.config.decode_threads or cores())
     yield threads
-    following = getattr(sources, "following", None)
-    yield CounterMetricFamily(
-        "tailacc_model_swaps",
-        "How often a model took the place of another",
-        value=getattr(following, "swaps", 0),
+    swaps = CounterMetricFamily(
+        "tailacc_model_swaps", "How often another version took over", labels=("model",)
     )
-    yield CounterMetricFamily(
-        "tailacc_model_swaps_refused",
-        "How often a new version was not taken",
-        value=getattr(following, "refusals", 0),
+    refused = CounterMetricFamily(
+        "tailacc_model_swaps_refused", "How often a new version did not pass its checks", labels=("model",)
     )
+    # Only of models that follow an alias of a registry.
+    for one in getattr(sources.models, "following", ()):
+        swaps.add_metric((one.name,), one.swaps)
+        refused.add_metric((one.name,), one.refusals)
+    yield from (swaps, refused)
     yield CounterMetricFamily(
         "tailacc_access_log_dropped",
         "Lines of the access log that nobody took in time",
