@@ -1,6 +1,8 @@
 """The metrics of a real server, by a real scrape: exact counts of all that can become of a request."""
 
 import asyncio
+import json
+import re
 import socket
 import threading
 import time
@@ -8,6 +10,7 @@ import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import grpc
@@ -29,6 +32,7 @@ from serve.lifecycle import ScoringServer, banner
 from serve.received import Received
 from serve.service import ServedModel
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"model": "tailacc", "version": "1"}
 SCORE = "tailacc.v1.Scoring/Score"
 
@@ -350,6 +354,17 @@ def test_metrics__a_swap_takes_no_count_back(run_async, make_model, encode):
     assert [dict(labels)["version"] for name, labels in scrapes[1] if name == "tailacc_model_info"] == ["2"]
 
 
+def test_metrics__swaps_of_a_model_that_follows_an_alias(run_async, model_file):
+    async def scenario():
+        async with serving(model_file) as (server, _):
+            server.models.following = [SimpleNamespace(name="tailacc", swaps=2, refusals=1)]
+            return await _scrape(server)
+
+    scraped = run_async(scenario())
+    assert _value(scraped, "tailacc_model_swaps_total", model="tailacc") == 2
+    assert _value(scraped, "tailacc_model_swaps_refused_total", model="tailacc") == 1
+
+
 def test_metrics__only_at_their_path_and_in_both_formats(run_async, model_file):
     async def scenario():
         async with serving(model_file) as (server, _):
@@ -474,3 +489,42 @@ def test_total__every_figure_is_added():
     for part in (one, two, two, fill(ModelStatistics((1, 2)), 5), fill(ModelStatistics((1, 2)), 6)):
         ledger.add("m", "1", part)
     assert ledger.totals()["m", "1"].inference_count == 3 + 4 + 5 + 6
+
+
+def _queries(board) -> list[str]:
+    """Everything in a dashboard that is asked of Prometheus."""
+    panels = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return panels + [
+        variable["query"] for variable in board["templating"]["list"] if variable["type"] == "query"
+    ]
+
+
+def test_dashboard__asks_for_nothing_that_is_not_exported(run_async, model_file, encode):
+    async def scenario():
+        async with serving(model_file) as (server, channel):
+            await scoring_pb2_grpc.ScoringStub(channel).Score(_request(encode(0)))
+            return await asyncio.to_thread(_get, server.telemetry.metrics_address)
+
+    _, text = run_async(scenario())
+    labels: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        # Those of a model that follows no alias have no samples, but are announced.
+        labels[f"{family.name}_total" if family.type == "counter" else family.name] = set()
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    queries = _queries(json.loads((ROOT / "docs" / "grafana.json").read_text()))
+    assert len(queries) > 20
+    for query in queries:
+        names = set(re.findall(r"\b(?:nv|tailacc|process)_\w+", query))
+        assert names, query
+        assert names <= set(labels), query
+        # Whatever stands before a selector is one of those names, so none can hide from the line above.
+        assert set(re.findall(r"(\w+)\{", query)) <= names
+        said = {label for name in names for label in labels[name]} | {"instance"}
+        grouped = {
+            label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")
+        }
+        selected = set(re.findall(r'(\w+)=~?"', query))
+        if any("swaps" in name for name in names):
+            said.add("model")
+        assert grouped | selected <= said, query
