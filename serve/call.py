@@ -54,13 +54,12 @@ class Stages:
         return [*out, (began, ended)]
 
 
-def note_execution(requests: Iterable[Stages | None], began: float, bucket: int, images: int) -> None:
-    """Note a batch that has just ended. `requests`: the stages of each image's request, None where not traced."""
-    traced = tuple({stages: None for stages in requests if stages is not None})
-    if traced:
-        execution = Execution(began, time.monotonic(), bucket, images, traced)
-        for stages in traced:
-            stages.executions.append(execution)
+def note_execution(traced: Iterable[Stages], began: float, bucket: int, images: int) -> None:
+    """Note a batch that has just ended with the requests in it that are traced, some of them once for each image."""
+    sharers = tuple(dict.fromkeys(traced))
+    execution = Execution(began, time.monotonic(), bucket, images, sharers)
+    for stages in sharers:
+        stages.executions.append(execution)
 
 
 @dataclass(eq=False, slots=True)

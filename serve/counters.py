@@ -20,7 +20,8 @@ class Duration:
     def add(self, seconds: float, count: int = 1) -> None:
         """Add `count` happenings that took `seconds` together."""
         self.count += count
-        self.ns += max(0, round(seconds * 1e9))
+        if seconds > 0:
+            self.ns += int(seconds * 1e9 + 0.5)
 
 
 @dataclass(slots=True)

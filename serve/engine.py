@@ -267,9 +267,8 @@ class Engine:
             outcomes = self._infer_alone(model, contents, error)
         pace = (time.monotonic() - batch.started) / len(contents) / model.runners
         self._pace += _PACE_WEIGHT * (pace - self._pace)
-        note_execution(
-            (item.request.stages for item in batch.items), batch.started, batch.bucket, len(batch.items)
-        )
+        if traced := [stages for item in batch.items if (stages := item.request.stages) is not None]:
+            note_execution(traced, batch.started, batch.bucket, len(batch.items))
         self._feed(self.batcher.batch_done, batch, outcomes)
 
     def _infer(
