@@ -202,6 +202,9 @@ def test_command__of_the_server_is_understood(name: str) -> None:
     config.check()
     assert config.model == "models:/tailacc@champion"
     assert config.listen == "0.0.0.0:8001"
+    # As the port that is published; who may reach it is said there.
+    assert config.telemetry.metrics == "0.0.0.0:9100"
+    assert SERVICES[name]["ports"][1].endswith(":9100")
     assert config.device == ("cuda" if name == "serve-gpu" else "cpu")
 
 
