@@ -15,8 +15,8 @@ import grpc
 from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
+from serve.channel import Channels
 from serve.config import Connection
-from serve.keepalive import client_keepalive
 from serve.retry import DEADLINE_TRIES, metadata_of, pause
 
 # A wait for the first answer that is longer than this is said.
@@ -86,6 +86,7 @@ class Servers:
         pixels: bool = False,
     ) -> None:
         self._connection, self._channels_each = connection, channels
+        self._open = Channels(connection)
         self._allow_model_change, self._pixels = allow_model_change, pixels
         self._channels: list[Any] = []
         self._servers: list[_Server] = []
@@ -168,7 +169,9 @@ class Servers:
                 stub = server.stubs[server.turn % len(server.stubs)]
                 server.turn += 1
                 sent = True
-                response = await stub.Score(request, timeout=self._connection.call_s)
+                response = await stub.Score(
+                    request, timeout=self._connection.call_s, metadata=self._open.metadata
+                )
                 model = await self._model_of(server, response.model)
             except grpc.aio.AioRpcError as error:
                 text = f"{server.address}: {error.code().name}: {error.details()}"
@@ -277,10 +280,16 @@ class Servers:
 
     async def _ask(self, server: _Server) -> Any:
         seconds = min(self._connection.connect_s, self._connection.call_s)
-        return await server.stubs[0].GetModel(self._question(), timeout=seconds)
+        return await self._get_model(server, seconds)
 
-    def _question(self) -> Any:
-        return pb.GetModelRequest(model=self._connection.model)
+    async def _get_model(self, server: _Server, seconds: float, wait: bool = False) -> Any:
+        """`wait` for a connection; else a failure to connect is an error at once."""
+        return await server.stubs[0].GetModel(
+            pb.GetModelRequest(model=self._connection.model),
+            timeout=seconds,
+            wait_for_ready=wait,
+            metadata=self._open.metadata,
+        )
 
     def _require_alike(self, address: str, said: Any) -> None:
         """Raise `ModelChanged` where the answers of `said` cannot stand beside those of the first model."""
@@ -347,36 +356,37 @@ class Servers:
     async def _first_contact(self, server: _Server) -> str:
         """Fill in the server's model; "" or why there is none."""
         end = time.monotonic() + self._connection.connect_s
+        # The first try does not wait for a connection: only then gRPC tells why there is none.
+        wait, silence = False, "does not answer"
         while True:
             left = max(0.05, end - time.monotonic())
             try:
-                server.model = await server.stubs[0].GetModel(
-                    self._question(), timeout=left, wait_for_ready=True
-                )
+                server.model = await self._get_model(server, left, wait)
                 return ""
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     raise InputError(f"{server.address}: {error.details()} (--model)") from error
+                if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                    raise InputError(f"{server.address}: {error.code().name}: {error.details()}") from error
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    return "does not answer"
+                    return silence
+                if not wait:
+                    wait, silence = True, self._silence(server.address, error) or silence
+                    continue
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + 0.2 > end:
                     return f"answers {error.code().name}: {error.details()}"
                 await asyncio.sleep(0.2)
 
+    def _silence(self, address: str, error: grpc.aio.AioRpcError) -> str:
+        """What a server does that cannot be connected to, or ""; raises `InputError` where it never could be."""
+        try:
+            return self._open.check(error.details() or "")
+        except InputError as trouble:
+            raise InputError(f"no connection to {address}: {trouble}") from error
+
     def _stub(self, address: str) -> Any:
         """A stub on a connection of its own."""
-        channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                # Without a pool of its own a second channel would share the first one's connection.
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.max_receive_message_length", -1),
-                # A server that restarts is found again within 2 s rather than 2 minutes.
-                ("grpc.initial_reconnect_backoff_ms", 200),
-                ("grpc.max_reconnect_backoff_ms", 2000),
-                *client_keepalive(self._connection.silence_s),
-            ],
-        )
+        channel = self._open.open(address)
         self._channels.append(channel)
         return scoring_pb2_grpc.ScoringStub(channel)  # type: ignore[no-untyped-call]
 

@@ -1,14 +1,12 @@
 """What stands between the port and the services: TLS, tokens, and a word about the lack of them."""
 
 import logging
-import socket
-from ipaddress import ip_address
 from typing import Any
 
 from serve.access import AccessInterceptor
 from serve.calls import Calls
 from serve.config import Limits, ServerConfig, parse_address
-from serve.security_config import TOKENS_VARIABLE
+from serve.security_config import TOKENS_VARIABLE, is_loopback
 from serve.tls import TlsFiles
 from serve.tokens import TokenBook, tokens_wanted
 
@@ -71,15 +69,6 @@ class Security:
         if not lacks or is_loopback(parse_address(self._config.listen, "--listen")[0]):
             return ""
         return f"{self._config.listen} can be reached from other machines, without {'; without '.join(lacks)}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what listens on `host` (a name or an address) is reached from this machine alone."""
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def channel_limits(limits: Limits) -> list[tuple[str, int]]:

@@ -4,8 +4,10 @@ Secrets come from files or from the environment, never from the command line, wh
 """
 
 import os
+import socket
 import stat
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from data.errors import InputError
@@ -94,6 +96,15 @@ def stamp(*paths: str) -> tuple[tuple[int, ...], ...]:
         else:
             out.append((about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
     return tuple(out)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address) is this machine, seen from itself alone."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def _check_pair(certificate: str, key: str) -> None:

@@ -16,7 +16,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -259,3 +262,85 @@ def run_async() -> Callable[..., object]:
         return asyncio.run(limited())
 
     return run
+
+
+class Authority:
+    """Makes PEM files in `folder`: ca.pem of its own, and certificates for 127.0.0.1 with their keys."""
+
+    def __init__(self, folder: Path, name: str = "authority") -> None:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self._folder, self._curve = folder, ec.SECP256R1()
+        self._key = ec.generate_private_key(self._curve)
+        self._certificate = self._sign(name, self._key, ca=True)
+        self.ca = self._write(f"{name}.pem", self._pem(self._certificate))
+
+    def issue(
+        self, name: str, begins: int = -1, ends: int = 1, address: str = "127.0.0.1"
+    ) -> tuple[str, str]:
+        """The paths of a certificate and its key; valid from `begins` to `ends`, in days from now."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(self._curve)
+        certificate = self._sign(name, key, begins=begins, ends=ends, address=address)
+        secret = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return self._write(f"{name}.pem", self._pem(certificate)), self._write(f"{name}.key", secret)
+
+    def _sign(
+        self, name: str, key: Any, ca: bool = False, begins: int = -9, ends: int = 9, address: str = ""
+    ) -> Any:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes
+
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder(subject_name=subject, public_key=key.public_key())
+            .issuer_name(subject if ca else self._certificate.subject)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + timedelta(days=begins))
+            .not_valid_after(now + timedelta(days=ends))
+            .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        )
+        if address:
+            names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))])
+            builder = builder.add_extension(names, critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    @staticmethod
+    def _pem(certificate: Any) -> bytes:
+        from cryptography.hazmat.primitives import serialization
+
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+    def _write(self, name: str, content: bytes) -> str:
+        """By a rename, and for its owner alone."""
+        path, new = self._folder / name, self._folder / f"{name}.new"
+        new.write_bytes(content)
+        new.chmod(0o600)
+        new.replace(path)
+        return str(path)
+
+
+@pytest.fixture
+def make_authority(tmp_path: Path) -> Callable[..., Authority]:
+    """Authorities by name, whose files are in the test's folder."""
+    pytest.importorskip("cryptography", reason="certificates are made with the package cryptography")
+    return lambda name="authority": Authority(tmp_path, name)
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> Callable[..., str]:
+    """Write a file that its owner alone may read; returns its path."""
+
+    def write(text: str, name: str = "tokens", mode: int = 0o600) -> str:
+        new = tmp_path / f"{name}.new"
+        new.write_text(text)
+        new.chmod(mode)
+        new.replace(tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
