@@ -68,11 +68,13 @@ def conclude(config: SearchConfig, outcome: Outcome) -> int:
 def describe_start(outcome: Outcome) -> list[str]:
     """How long the search and its trials took to begin, as a line for the terminal."""
     steps = [row.first_step for row in outcome.rows if math.isfinite(row.first_step)]
-    if not steps or not math.isfinite(outcome.seconds):
+    asked, ready = outcome.starts
+    if not steps or not math.isfinite(ready):
         return []
     return [
-        f"start-up   {outcome.seconds:.1f} s of the search until its first trial, {statistics.median(steps):.1f} s "
-        f"(median; at most {max(steps):.1f}) of a trial until its first step"
+        f"start-up   {asked:.1f} s until the search began to start trials, {ready:.1f} s until the first one's process "
+        f"was ready; {statistics.median(steps):.1f} s (median; at most {max(steps):.1f}) from a trial's start to its "
+        "first step"
     ]
 
 

@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.loop import fit
 from tune.placement import Placement, worker_resources
 from tune.space import SearchConfig
-from tune.trial import Report, run_tags, settle
+from tune.trial import Report, run_tags, settle, told_at_end
 
 
 def run_group(
@@ -30,6 +30,9 @@ def run_group(
 
     trial_id = tune.get_context().get_trial_id()
     trial = settle(settings["point"], config, trial_id)
+    if told := told_at_end(trial):
+        tune.report(told)
+        return
     gpus = placement.worker["GPU"]
     trainer = TorchTrainer(
         _work,
@@ -55,4 +58,5 @@ def _work(settings: dict[str, Any]) -> None:
     from ray import train
 
     trial: TrainConfig = settings["trial"]
-    fit(trial, Report(trial, train.report), settings["tags"], report_everywhere=True)
+    report = Report(trial, train.report, keep=train.get_context().get_world_rank() == 0)
+    fit(trial, report, settings["tags"], report_everywhere=True)

@@ -4,21 +4,26 @@ Ray itself waits for ever for what no machine has; here that is an error which n
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from train.mlflow_calls import absolute_store
 from tune.space import SearchConfig, SearchOptions
 
 # Of a trial's process in Ray Tune that only watches over a group; Tune refuses 0.
 WATCHER_CPUS = 0.01
 # What the workers of a group leave of their CPUs for the watchers, so that whole CPUs suffice.
 _SPARED = 0.1
+# Seconds of imports, in the order in which they are asked for.
+_HEAVY = ("torch", "torchvision", "mlflow", "optuna")
 _SECONDS = 5.0  # within which a running cluster answers
 
 
@@ -37,16 +42,51 @@ class Placement:
     machines: int
 
 
-def start_ray(config: SearchConfig, variables: dict[str, str]) -> bool:
+@contextlib.contextmanager
+def ray_for(config: SearchConfig) -> Iterator[None]:
+    """Ray of a search while the context lasts, started while a thread loads what the search imports.
+
+    Ray's start mostly waits for its processes, and the imports keep one core busy: in turn they take the sum of both.
+    The thread loads nothing that imports Ray: two threads that are in the middle of the same modules may see half.
+
+    Raises:
+        InputError: see `start_ray`.
+    """
+    import ray
+
+    loading = threading.Thread(target=_load, daemon=True)
+    loading.start()
+    started = start_ray(config)
+    try:
+        loading.join()
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _load() -> None:
+    for name in _HEAVY:
+        importlib.import_module(name)
+
+
+def start_ray(config: SearchConfig) -> bool:
     """Start Ray in this process, or join the cluster at `search.ray_address`; False where the caller already has.
 
     Args:
         config: the search.
-        variables: environment of the trials.
 
     Raises:
         InputError: no cluster answers at that address.
     """
+    variables = {
+        # Workers keep the driver's folder, so that relative paths mean the same to all.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # How long a finished trial may take to draw its curves and close its MLflow run before its process
+        # is given to the next one; Ray's 2 s would be too short and the next trial would fail.
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
+        "MLFLOW_TRACKING_URI": absolute_store(),
+    }
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The table of trials is ours: neither Ray's own nor its traceback for each failed trial.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from data.voc import default_devkit
 from train import checkpoint
 from train.config_files import override, to_dict
 from train.examples import open_examples
-from train.mlflow_calls import absolute_store
 from train.selection_scores import read_selection_scores
 from tune.cost import measure_cost
-from tune.placement import Placement, machines, place, prepare_machines, start_ray
+from tune.placement import Placement, machines, place, prepare_machines, ray_for
 from tune.points import absolute_weights, architecture, check_space, data_configs
 from tune.race import (
     RACE,
@@ -45,7 +44,7 @@ from tune.rows import TABLE, TrialRow, best_first, write_table
 from tune.sampling import Points, earlier_points, number_of_trials
 from tune.space import SearchConfig
 from tune.table import TrialTable
-from tune.trial import trial_folder
+from tune.trial import ENDED, trial_folder
 from tune.tuning import concurrency, make_scheduler, run_tune
 
 SETTINGS = "search.json"
@@ -63,7 +62,7 @@ class Outcome:
         interrupted: it was stopped by Ctrl-C and can be resumed.
         winner: folder of the run to export; None where no trial finished an epoch.
         parent: the search's MLflow run, still open; None where it is not tracked.
-        seconds: from the call to the start of the first trial.
+        starts: seconds until Ray Tune began to start trials, and until the first one's process was ready.
     """
 
     out: Path
@@ -72,18 +71,22 @@ class Outcome:
     interrupted: bool = False
     winner: Path | None = None
     parent: ParentRun | None = None
-    seconds: float = field(default=math.nan)
+    starts: tuple[float, float] = (math.nan, math.nan)
 
 
-def search(config: SearchConfig) -> Outcome:
+def search(config: SearchConfig, begun: float = 0.0) -> Outcome:
     """Run a search, or go on with it where `config.resume` is set.
+
+    Args:
+        config: see `tune.space`.
+        begun: seconds since 1970 at which the command started; 0 = now.
 
     Raises:
         InputError: a space that cannot be trained, a folder that is in use, resources that no machine has.
     """
     if config.out is None:
         raise InputError("out must be set: the folder that owns what the search writes")
-    begun = time.time()
+    begun = begun or time.time()
     out = config.out.absolute()
     config, run_id = _settle(config, out)
     check_space(config)
@@ -93,12 +96,8 @@ def search(config: SearchConfig) -> Outcome:
     import mlflow  # noqa: F401 (before the outbox's thread does: two threads must not import it at once)
 
     parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
-    started = start_ray(config, _variables())
-    import ray
-
-    try:
-        found = machines()
-        placement = place(config.search, [node["Resources"] for node in found])
+    with ray_for(config):
+        placement = place(config.search, [node["Resources"] for node in machines()])
         prepare_machines(config, out)
         if parent:
             parent.wait_for_run(10.0)
@@ -106,9 +105,6 @@ def search(config: SearchConfig) -> Outcome:
         _say(config, examples[0], placement)
         running = _Search(config, out, placement, parent, len(examples[0].labels.classes))
         return running.run(begun)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 class _Search:
@@ -128,22 +124,22 @@ class _Search:
         table = self._try(costs)
         rows = [replace_cost(row, table.points, costs) for row in table.rows.values()]
         write_table(out / TABLE, best_first(rows))
-        started = table.first_start - begun
+        starts = (table.begun - begun, table.first_start - begun)
         unfinished = any(row.state == "unfinished" for row in rows)
         if unfinished or (len(rows) < table.total and not table.time_is_over):
-            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, seconds=started)
+            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, starts=starts)
         chosen = finalists(rows, options.finalists)
         if len(chosen) < 2:
             winner = trial_folder(out, chosen[0].trial_id) if chosen else None
-            return Outcome(out, tuple(rows), winner=winner, parent=self.parent, seconds=started)
+            return Outcome(out, tuple(rows), winner=winner, parent=self.parent, starts=starts)
         race = self._race(chosen, table.points)
         rows += race.rows.values()
         write_table(out / TABLE, best_first(rows))
         if any(row.state == "unfinished" for row in race.rows.values()) or len(race.rows) < race.total:
-            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, seconds=started)
+            return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, starts=starts)
         standings = self._judge(chosen, race, table.points, costs)
         winner = Path(standings[0].folder) if standings else trial_folder(out, chosen[0].trial_id)
-        return Outcome(out, tuple(rows), tuple(standings), False, winner, self.parent, started)
+        return Outcome(out, tuple(rows), tuple(standings), False, winner, self.parent, starts)
 
     def _costs(self) -> dict[str, float]:
         """The serving cost of every architecture in the space, where the objective asks for it."""
@@ -254,6 +250,7 @@ def free_disk(out: Path, ended: TrialRow, rows: Sequence[TrialRow], keep: int) -
     """Remove the checkpoints of a trial that ended, and the weights of all but the `keep` best ended trials."""
     folder = trial_folder(out, ended.trial_id)
     if ended.state != "failed":  # a failed one may go on with --resume
+        (folder / ENDED).touch()
         for name in (checkpoint.LAST, checkpoint.PREVIOUS):
             (folder / name).unlink(missing_ok=True)
     closed = [row for row in rows if row.state in ("completed", "pruned")]
@@ -297,18 +294,6 @@ def _write_settings(config: SearchConfig, out: Path, parent_run: str) -> None:
     partial = out / (SETTINGS + ".part")
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, out / SETTINGS)
-
-
-def _variables() -> dict[str, str]:
-    """The environment of the trials."""
-    return {
-        # Workers keep the driver's folder, so that relative paths mean the same to all.
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # How long a finished trial may take to draw its curves and close its MLflow run before its process
-        # is given to the next one; Ray's 2 s would be too short and the next trial would fail.
-        "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",
-        "MLFLOW_TRACKING_URI": absolute_store(),
-    }
 
 
 def _say(config: SearchConfig, examples: Any, placement: Placement) -> None:

@@ -8,19 +8,26 @@ Ctrl-C ends the search in a state that --resume takes up again.
 """
 
 import sys
+import time
 
 from data.cli import run
 
 
 def main(arguments: list[str]) -> int:
     """Parse, search, export and register the best, and say where the results are."""
+    begun = time.time()
     from tune.options import parse_search
 
     config = parse_search(arguments)
-    from tune.champion import conclude
-    from tune.run import search
+    from tune.placement import ray_for
 
-    return conclude(config, search(config))
+    with ray_for(config):
+        from tune.run import search
+
+        outcome = search(config, begun)
+    from tune.champion import conclude
+
+    return conclude(config, outcome)
 
 
 def cli() -> None:

@@ -72,7 +72,8 @@ class TrialTable(Callback):  # type: ignore[misc]
         self._ended, self._seconds = ended, seconds
         self.rows: dict[str, TrialRow] = {}
         self.points: dict[str, dict[str, Any]] = {}  # of each trial, whole
-        self.first_start = math.nan  # of any trial, in seconds since 1970
+        # In seconds since 1970: when Ray Tune began to start trials, and when the first one's process was ready.
+        self.begun = self.first_start = math.nan
         self._begun: dict[str, float] = {}
         self._start = time.monotonic()
         self._live: Live | None = None
@@ -107,8 +108,15 @@ class TrialTable(Callback):  # type: ignore[misc]
                 state = {"TERMINATED": "completed", "ERROR": "failed"}.get(trial.status, "unfinished")
                 row = self._row(trial, state)
                 if state == "completed" and row.epoch < self.epochs:
-                    row = replace(row, state="pruned")
+                    # One that was running when Ctrl-C came goes on with --resume; one that this session did not see
+                    # at all ended in an earlier one.
+                    stopped = known is not None and not self.time_is_over
+                    row = replace(row, state="unfinished" if stopped else "pruned")
                 self.rows[trial.trial_id] = row
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray's hook: it is about to start what there is room for."""
+        self.begun = time.time() if math.isnan(self.begun) else self.begun
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray's hook: also called for each new start after a fault."""
@@ -145,8 +153,8 @@ class TrialTable(Callback):  # type: ignore[misc]
         before = self.rows.get(trial.trial_id)
         if before and math.isfinite(before.first_step):
             return replace(row, first_step=before.first_step)
-        begun = self._begun.get(trial.trial_id, math.nan)
-        return replace(row, first_step=float(last.get("first_step_at", math.nan)) - begun)
+        seconds = float(last.get("first_step_at", math.nan)) - self._begun.get(trial.trial_id, math.nan)
+        return replace(row, first_step=seconds if seconds >= 0 else math.nan)  # before: of an earlier session
 
     def _show(self, row: TrialRow) -> None:
         self.rows[row.trial_id] = row

@@ -1,7 +1,9 @@
 """One trial: what runs in a worker process of Ray, or over a group of them."""
 
 import dataclasses
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from train.loop import Epoch, fit
 from train.selection_scores import SelectionScores, read_selection_scores
 from tune.points import POINT_TAG, STATE_TAG, apply_point, point_tag
 from tune.space import SearchConfig
+
+# What Ray Tune was told last, and the mark of a trial that the search has closed: its checkpoints are gone.
+REPORTED, ENDED = "reported.json", "ended"
 
 
 def trial_folder(out: Path, trial_id: str) -> Path:
@@ -31,7 +36,22 @@ def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str,
 
     trial_id = tune.get_context().get_trial_id()
     trial = settle(settings["point"], config, trial_id)
+    if told := told_at_end(trial):
+        tune.report(told)
+        return
     fit(trial, Report(trial, tune.report), run_tags(settings["point"], config, trial_id, tags))
+
+
+def told_at_end(trial: TrainConfig) -> dict[str, Any]:
+    """The last report of a trial that has ended, {} for one that has not.
+
+    Ray Tune writes its state every ten seconds or more: after a kill -9 it starts again what has ended since.
+    """
+    folder = trial.out or Path()
+    if not any((folder / name).is_file() for name in (ENDED, checkpoint.RESULT)):
+        return {}
+    told: dict[str, Any] = json.loads((folder / REPORTED).read_text(encoding="utf-8"))
+    return told
 
 
 def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> TrainConfig:
@@ -78,12 +98,13 @@ class Report:
     Args:
         trial: its configuration.
         tell: takes the flat dict.
+        keep: whether this process keeps the last report in the trial's folder; one of a group does.
     """
 
-    def __init__(self, trial: TrainConfig, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, trial: TrainConfig, tell: Callable[[dict[str, Any]], None], keep: bool = True) -> None:
         if trial.out is None:
             raise ValueError("the trial has no folder")
-        self._folder, self._tell = trial.out, tell
+        self._folder, self._tell, self._keep = trial.out, tell, keep
         self._best: SelectionScores | None = None
         self._figures = (math.nan, math.nan, math.nan)
 
@@ -96,19 +117,22 @@ class Report:
         if best is not self._best:
             self._best, self._figures = best, (best.map(), *best.map_interval())
         best_map, low, high = self._figures
-        self._tell(
-            {
-                "map": epoch.metrics["val/map"],
-                "best_map": best_map,
-                "map_low": low,
-                "map_high": high,
-                "epoch": epoch.epoch,
-                "loss": epoch.metrics["train/loss"],
-                "images_per_second": epoch.metrics["time/images_per_second"],
-                "seconds": epoch.metrics["time/seconds"],
-                "first_step_at": epoch.first_step_at,
-                "run_id": epoch.run_id,
-                "node": ray.get_runtime_context().get_node_id(),
-                "gpu": gpu_name(),
-            }
-        )
+        told = {
+            "map": epoch.metrics["val/map"],
+            "best_map": best_map,
+            "map_low": low,
+            "map_high": high,
+            "epoch": epoch.epoch,
+            "loss": epoch.metrics["train/loss"],
+            "images_per_second": epoch.metrics["time/images_per_second"],
+            "seconds": epoch.metrics["time/seconds"],
+            "first_step_at": epoch.first_step_at,
+            "run_id": epoch.run_id,
+            "node": ray.get_runtime_context().get_node_id(),
+            "gpu": gpu_name(),
+        }
+        if self._keep:
+            partial = self._folder / (REPORTED + ".part")
+            partial.write_text(json.dumps(told), encoding="utf-8")
+            os.replace(partial, self._folder / REPORTED)
+        self._tell(told)

@@ -1,5 +1,6 @@
 """What the tests of a search share: a tiny devkit, one Ray for a module, and the processes of its trials."""
 
+import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -39,15 +40,15 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a module's searches write, and its MLflow store."""
+    """Where the searches write, and their MLflow store."""
     return tmp_path_factory.mktemp("search")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local_ray(home: Path) -> Iterator[Any]:
-    """A Ray of two CPUs in this process, which the searches of a module share: 10 s of each are saved."""
+    """A Ray of two CPUs in this process, which the searches share: 10 s of each are saved."""
     import ray
 
     from tune.placement import start_ray
@@ -55,7 +56,7 @@ def local_ray(home: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
         patch.setenv("OMP_NUM_THREADS", "1")
-        start_ray(parse_search([]), {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120"})
+        start_ray(parse_search([]))
         yield ray
         ray.shutdown()
 
@@ -96,6 +97,20 @@ def trial_processes() -> Callable[[int], list[psutil.Process]]:
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def epochs() -> Callable[[Path], list[int]]:
+    """The epochs in the history of a run's folder."""
+
+    def read(folder: Path) -> list[int]:
+        path = folder / "history.csv"
+        if not path.is_file():
+            return []
+        with path.open() as stream:
+            return [int(row["epoch"]) for row in csv.DictReader(stream)]
+
+    return read
 
 
 SIGNS = ("person", "cat", "dog", "rare")

@@ -81,7 +81,7 @@ def test_worker_resources__leave_room_for_the_watcher_of_a_group() -> None:
 )
 def test_start_ray__an_address_of_another_kind_is_refused(address: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        start_ray(searching(address), {})
+        start_ray(searching(address))
 
 
 def test_start_ray__a_cluster_that_is_gone_is_not_waited_for() -> None:
@@ -90,7 +90,7 @@ def test_start_ray__a_cluster_that_is_gone_is_not_waited_for() -> None:
     with pytest.raises(
         InputError, match=rf"no Ray cluster answers at 127\.0\.0\.1:{port} .*ray start --head"
     ):
-        start_ray(searching(f"127.0.0.1:{port}"), {})
+        start_ray(searching(f"127.0.0.1:{port}"))
 
 
 def searching(address: str) -> Any:
