@@ -26,7 +26,7 @@ demo: setup  ## search, export, serve, score and report on synthetic images (VOC
 	@$(BIN)/python demo.py $(if $(VOC),--voc "$(VOC)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## check format, style, types, generated code and locks
 	$(BIN)/ruff format --check .
