@@ -8,6 +8,7 @@ not pass the checks is refused, and the old one goes on. Rollback is to move the
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -93,10 +94,11 @@ class Follower:
 
         It returns when the old model is gone: there are never more than two versions of a model in memory.
         """
-        version = ""
+        version, tried = "", False
         try:
             version = await self._loader.run(partial(find_version, one.source))
-            if version not in (one.version, one.refused_version):
+            tried = version not in (one.version, one.refused_version)
+            if tried:
                 await self._change(one, version)
         except RegistryError as error:
             self._lose(one, str(error))
@@ -111,6 +113,9 @@ class Follower:
         else:
             self._answered(one, version)
         await self.close_old()
+        if tried:
+            # MLflow leaves the threads of each download in cycles, to end when these are collected.
+            await self._loader.run(gc.collect)
 
     async def close_old(self) -> None:
         """Wait until the model that was replaced last has answered what it holds, and free it."""

@@ -103,7 +103,7 @@ def follows_alias(model: str) -> bool:
 
 
 def find_version(model: str) -> str:
-    """The source `models:/NAME/VERSION` that `models:/NAME@ALIAS` means now. Raises `RegistryError`."""
+    """The version that `models:/NAME@ALIAS` means now. Raises `RegistryError`."""
     registered = _REGISTERED.fullmatch(model)
     if not (registered and registered["alias"]):
         raise InputError(f"only models:/NAME@ALIAS can be followed, got '{model}'")
@@ -113,7 +113,7 @@ def find_version(model: str) -> str:
         found = mlflow.MlflowClient(store, store).get_model_version_by_alias(name, alias)
     except mlflow.exceptions.MlflowException as error:
         raise RegistryError(f"no model '{name}' with alias '{alias}' in {store}: {_reason(error)}") from error
-    return f"models:/{name}/{found.version}"
+    return str(found.version)
 
 
 def _download_registered(name: str, alias: str | None, version: str | None, folder: Path) -> str:
