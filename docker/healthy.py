@@ -1,7 +1,8 @@
 """Is a service well? For the health checks of docker-compose.yml: exit code 0, or 1 with one line on stderr.
 
 python docker/healthy.py http http://mlflow:5000/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default
-python docker/healthy.py grpc 127.0.0.1:8001      (grpc.health.v1 must say SERVING)
+python docker/healthy.py grpc 127.0.0.1:8001      (grpc.health.v1 must say SERVING; it wants no token)
+python docker/healthy.py grpc 127.0.0.1:8001 ca.pem      by TLS, with the authority of the server's certificate
 """
 
 import sys
@@ -16,12 +17,15 @@ def http(url: str) -> None:
     urllib.request.urlopen(url, timeout=TIMEOUT_S).close()
 
 
-def grpc(address: str) -> None:
-    """Ask the server at HOST:PORT for its health. Raises `ConnectionError` unless it is SERVING."""
-    from grpc import RpcError, insecure_channel
+def grpc(address: str, ca: str = "") -> None:
+    """Ask the server at HOST:PORT for its health, by TLS with a file `ca`. Raises an OSError unless it is SERVING."""
+    from pathlib import Path
+
+    from grpc import RpcError, insecure_channel, secure_channel, ssl_channel_credentials
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with insecure_channel(address) as channel:
+    credentials = ssl_channel_credentials(Path(ca).read_bytes()) if ca else None
+    with secure_channel(address, credentials) if credentials else insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest()
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT_S)
@@ -31,19 +35,16 @@ def grpc(address: str) -> None:
         raise ConnectionError(answer.ServingStatus.Name(answer.status))
 
 
-CHECKS = {"http": http, "grpc": grpc}
-
-
 def main(arguments: list[str]) -> int:
     """Run one check; returns the exit code."""
-    if len(arguments) != 2 or arguments[0] not in CHECKS:
+    kind, targets = arguments[:1], arguments[1:]
+    if kind not in (["http"], ["grpc"]) or not 1 <= len(targets) <= 1 + (kind == ["grpc"]):
         print(__doc__, file=sys.stderr)
         return 2
-    kind, target = arguments
     try:
-        CHECKS[kind](target)
+        http(*targets) if kind == ["http"] else grpc(*targets)
     except OSError as error:
-        print(f"{target}: {error}", file=sys.stderr)
+        print(f"{targets[0]}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -7,6 +7,7 @@ python serve/client.py classify photo.jpg                     labels for a perso
 """
 
 import asyncio
+import os
 from typing import Annotated
 
 import tyro
@@ -25,6 +26,8 @@ Classify = Annotated[
 def main(argv: list[str]) -> int:
     """Run one subcommand; returns the exit code."""
     config: ScoreConfig | ClassifyConfig = tyro.cli(Score | Classify, args=argv, description=__doc__)
+    # Of gRPC's own lines; what they are about is in our messages. It reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here: `--help` should not wait for gRPC.
     if isinstance(config, ScoreConfig):
         from serve.scoring import score

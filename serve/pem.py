@@ -14,13 +14,16 @@ def check_pair(certificate: bytes, key: bytes, names: str) -> None:
     ):
         if marker + b"-----" not in pem:
             raise InputError(f"{names}: no {what} in PEM there (-----BEGIN {marker.decode()}-----)")
+    if b"ENCRYPTED" in key:
+        raise InputError(
+            f"{names}: the key has a password; it must be stored without one (openssl pkey -in KEY -out NEWKEY)"
+        )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # `ssl` reads files alone. These live in memory: the very bytes that gRPC gets are checked, and no key is written.
     files = [_memory_file(certificate), _memory_file(key)]
     try:
-        # With a password, or OpenSSL would ask for one on the terminal.
         chain, secret = (f"/proc/self/fd/{file}" for file in files)
-        context.load_cert_chain(chain, secret, password=lambda: "")
+        context.load_cert_chain(chain, secret)
     except (ssl.SSLError, ValueError) as error:
         raise InputError(f"{names}: {_reason(error)}") from error
     finally:
@@ -48,6 +51,4 @@ def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", None) or ""
     if reason == "KEY_VALUES_MISMATCH":
         return "the key is not that of the certificate (where both are being replaced, the second is to come)"
-    if "DECRYPT" in reason or "PASSWORD" in reason:
-        return "the key has a password; it must be stored without one (openssl pkey -in KEY -out NEWKEY)"
     return f"not a certificate with its key that OpenSSL can read ({reason or error})"
