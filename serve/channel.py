@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 
 from data.errors import InputError
+from serve.call_ids import CallIds, Metadata
 from serve.config import Connection, parse_address
 from serve.keepalive import client_keepalive
 from serve.pem import check_authorities, check_pair
@@ -50,6 +51,9 @@ class Channels:
         token = read_token(connection.token_file)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._credentials = _credentials(connection.tls) if connection.tls.ca else None
+        self._ids = CallIds() if connection.trace else None
+        if self._ids:
+            print(f"trace   the calls of this run have an x-request-id of {self._ids.run}-", file=sys.stderr)
         if token and not self._credentials:
             for address in connection.addresses():
                 if not is_loopback(parse_address(address, "--server")[0]):
@@ -58,6 +62,10 @@ class Channels:
                         file=sys.stderr,
                         flush=True,
                     )
+
+    def scoring_metadata(self) -> Metadata | None:
+        """What goes with the next call that scores."""
+        return (*(self.metadata or ()), *self._ids.metadata()) if self._ids else self.metadata
 
     def open(self, address: str) -> Any:
         """A channel with a connection of its own to HOST:PORT."""

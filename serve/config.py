@@ -184,6 +184,9 @@ class Connection:
     tried again"""
     give_up_s: float = 120.0
     """seconds that a call is tried again while servers are full or away"""
+    trace: bool = False
+    """ask servers with --otlp to trace each call, whatever their --trace-share, and give each an x-request-id that
+    starts with the run's, which is printed"""
 
     def check(self) -> None:
         """Raise `InputError` naming the option, its rule and the value."""

@@ -170,7 +170,7 @@ class Servers:
                 server.turn += 1
                 sent = True
                 response = await stub.Score(
-                    request, timeout=self._connection.call_s, metadata=self._open.metadata
+                    request, timeout=self._connection.call_s, metadata=self._open.scoring_metadata()
                 )
                 model = await self._model_of(server, response.model)
             except grpc.aio.AioRpcError as error:

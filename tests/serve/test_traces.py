@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -20,9 +21,10 @@ from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve import engine
 from serve.call import Execution, Stages
-from serve.config import ServerConfig, Telemetry
+from serve.config import Connection, ScoreConfig, ServerConfig, Telemetry
 from serve.inference_codec import join_bytes
 from serve.lifecycle import ScoringServer, banner
+from serve.scoring import score
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -299,3 +301,27 @@ def test_stages__a_wait_is_what_nothing_fills(decodes, runs, waits):
     stages = Stages(decodes=decodes)
     stages.executions += [Execution(began, ended, 1, 1, (stages,)) for began, ended in runs]
     assert stages.waits(0.0, 10.0) == waits
+
+
+def test_client__with_trace_its_calls_can_be_found(
+    run_async, model_file, image_folder, tmp_path, collector, capsys
+):
+    folder = str(image_folder(5))
+
+    async def run(address, trace):
+        connection = Connection(server=address, trace=trace)
+        out = tmp_path / f"{trace}.parquet"
+        return await score(ScoreConfig(connection=connection, images=folder, batch=2, out=out))
+
+    async def scenario():
+        async with serving(model_file, collector, 0.0) as (server, _):
+            return await run(server.address, False), await run(server.address, True)
+
+    assert run_async(scenario()) == (0, 0)
+    # Without it the servers decide, and these trace none.
+    roots = collector.roots()
+    assert [root.name for root in roots] == ["tailacc.v1.Scoring/Score"] * 3
+    assert len({root.trace_id for root in roots}) == 3
+    ids = sorted(_attributes(root)["tailacc.request.id"] for root in roots)
+    [run_id] = re.findall(r"^trace   .* ([0-9a-f]{8})-$", capsys.readouterr().err, re.MULTILINE)
+    assert ids == [f"{run_id}-{number}" for number in (1, 2, 3)]
