@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from data import image as image_module
 from data.errors import InputError
-from data.image import MAX_PIXELS, ImageError, decode, describe, fingerprint, load
+from data.image import MAX_PIXELS, MAX_SCANS, ImageError, decode, describe, fingerprint, load
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -317,3 +317,52 @@ def test_load__golden_pixels() -> None:
 
 
 GOLDEN_MEANS = ([134.5, 138.3, 126.1], [229.9, 230.5, 235.8], [158.2])
+
+
+def _scans(count: int, beside: bytes = b"") -> bytes:
+    """A valid progressive grey JPEG of 64 x 64 pixels with so many scans; `beside` stands in a comment before them."""
+
+    def table(kind: int, *symbols: int) -> bytes:
+        body = bytes([kind, 0, 0, 0, len(symbols), *[0] * 12, *symbols])
+        return b"\xff\xc4" + struct.pack(">H", 2 + len(body)) + body
+
+    def scan(band: int, before: int, after: int, bits: bytes) -> bytes:
+        return b"\xff\xda\0\x08\1\1\0" + bytes([band, band, before << 4 | after]) + bits
+
+    levels = b"\xff\xdb\0\x43\0" + bytes([1] * 64)
+    frame = b"\xff\xc2\0\x0b\x08" + struct.pack(">HH", 64, 64) + b"\1\1\x11\0"
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(beside)) + beside
+    # 64 blocks: each with a first coefficient of 0 (code 0000); then all of them to the end of the band in one code.
+    empty = bytes([0x00, 0x0F])
+    scans = [scan(0, 0, 0, bytes(32))]
+    for band in range(1, 64):
+        scans += [scan(band, 0, 13, empty)]
+        scans += [scan(band, level + 1, level, empty) for level in range(12, -1, -1)]
+    tables = table(0x00, 0) + table(0x10, 0x60)
+    return b"\xff\xd8" + levels + frame + comment + tables + b"".join(scans[:count]) + b"\xff\xd9"
+
+
+def test_decode__more_scans_than_any_encoder_writes_are_refused() -> None:
+    """Each goes over the whole picture for a few bytes."""
+    for count in (1, MAX_SCANS):
+        assert (decode(_scans(count)) == 128).all()
+    for count in (MAX_SCANS + 1, 800):
+        with pytest.raises(ImageError, match=f"{count} scans are more than the limit of {MAX_SCANS}"):
+            decode(_scans(count))
+    # What only looks like scans does not count, and an end marker in a comment does not end the count.
+    beside = b"\xff\xd9" + b"\xff\xda" * 100
+    assert (decode(_scans(MAX_SCANS, beside)) == 128).all()
+    with pytest.raises(ImageError, match=f"{MAX_SCANS + 1} scans"):
+        decode(_scans(MAX_SCANS + 1, beside))
+
+
+def test_decode__the_scans_of_what_pillow_reads_are_counted_too() -> None:
+    """With an odd number in its scan header a sequential file goes to Pillow, which reads scans without a byte."""
+    plain = encode(smooth())
+    at = plain.index(b"\xff\xda")
+    header = plain[at : at + 2 + int.from_bytes(plain[at + 2 : at + 4], "big")]
+    odd = header[:-3] + b"\1" + header[-2:]
+    one = plain.replace(header, odd)
+    assert decode(one).shape == (44, 60, 3)
+    with pytest.raises(ImageError, match=f"101 scans are more than the limit of {MAX_SCANS}"):
+        decode(one[:-2] + odd * 100 + one[-2:])
