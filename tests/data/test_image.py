@@ -360,9 +360,9 @@ def test_decode__the_scans_of_what_pillow_reads_are_counted_too() -> None:
     """With an odd number in its scan header a sequential file goes to Pillow, which reads scans without a byte."""
     plain = encode(smooth())
     at = plain.index(b"\xff\xda")
-    header = plain[at : at + 2 + int.from_bytes(plain[at + 2 : at + 4], "big")]
-    odd = header[:-3] + b"\1" + header[-2:]
-    one = plain.replace(header, odd)
-    assert decode(one).shape == (44, 60, 3)
+    data = at + 2 + int.from_bytes(plain[at + 2 : at + 4], "big")
+    odd = plain[at : data - 3] + b"\1" + plain[data - 2 : data]
+    assert decode(plain[:at] + odd + plain[data:]).shape == (44, 60, 3)
+    alone = b"\xff\xda\0\x08\1\1\0" + odd[-3:]  # of one component, or there could be no other scan
     with pytest.raises(ImageError, match=f"101 scans are more than the limit of {MAX_SCANS}"):
-        decode(one[:-2] + odd * 100 + one[-2:])
+        decode(plain[:at] + alone + plain[data:-2] + alone * 100 + plain[-2:])
