@@ -9,7 +9,7 @@ from proto.inference.v2 import inference_pb2 as pb
 from serve.config import Limits
 from serve.counters import Duration
 from serve.inference_codec import DATATYPES, INPUTS, OUTPUTS
-from serve.service import ServedModel
+from serve.service import Models, ServedModel
 
 PLATFORM = "onnxruntime_onnx"
 _TYPES = {"UINT8": pb.TYPE_UINT8, "FP32": pb.TYPE_FP32, "BYTES": pb.TYPE_STRING}
@@ -78,8 +78,8 @@ def model_statistics(models: Sequence[ServedModel]) -> Any:
     return pb.ModelStatisticsResponse(model_stats=[_statistics(model) for model in models])
 
 
-def repository_index(models: Sequence[ServedModel], only_ready: bool) -> Any:
-    """RepositoryIndexResponse."""
+def repository_index(models: Models, only_ready: bool) -> Any:
+    """RepositoryIndexResponse. A version that an alias names and that was refused is there with the reason."""
     return pb.RepositoryIndexResponse(
         models=[
             pb.RepositoryIndexResponse.ModelIndex(
@@ -88,8 +88,18 @@ def repository_index(models: Sequence[ServedModel], only_ready: bool) -> Any:
                 state="READY" if model.ready else "UNAVAILABLE",
                 reason="" if model.ready else "the model is stopping, or its inference worker has ended",
             )
-            for model in models
+            for model in models.all()
             if model.ready or not only_ready
+        ]
+        + [
+            pb.RepositoryIndexResponse.ModelIndex(
+                name=one.name,
+                version=one.refused_version,
+                state="UNAVAILABLE",
+                reason=one.refused_reason,
+            )
+            for one in models.following
+            if one.refused_version and not only_ready
         ]
     )
 

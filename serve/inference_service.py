@@ -125,7 +125,7 @@ class InferenceServicer:
 
     async def RepositoryIndex(self, request: Received, context: Any) -> Any:
         """The models with their state."""
-        return repository_index(self._models.all(), request.message.ready)
+        return repository_index(self._models, request.message.ready)
 
     async def ModelInfer(self, request: Received, context: Any) -> Any:
         """Score the images of one request."""

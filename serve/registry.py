@@ -85,8 +85,10 @@ def open_source(model: str, below: str | None = None) -> Iterator[ModelSource]:
             name, version = "", run["run"]
             _download_run(run["run"], run["artifact"] or _ARTIFACT, Path(folder))
         files = sorted(Path(folder).rglob("*.onnx"))
+        if not files:  # MLflow says no more where the store of the files is away
+            raise RegistryError(f"{model} must hold one .onnx file, found none")
         if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
+            found = ", ".join(file.name for file in files)
             raise InputError(f"{model} must hold one .onnx file, found {found}")
         yield ModelSource(files[0], name, version)
 
