@@ -48,7 +48,7 @@ def conclude(config: SearchConfig, outcome: Outcome) -> int:
         f"best       {exported.info.name}: selection mAP {exported.selection_map:.4f} (run {outcome.winner})"
     )
     print(f"model      {exported.path}, largest |logit difference| to torch {exported.parity.difference:.1e}")
-    card = write_card(exported, outcome.winner)
+    card = write_card(exported, outcome.winner, describe_choice(outcome))
     print(f"card       {card}")
     name = config.search.register
     registered = bool(name and exported.info.run_id)
@@ -59,10 +59,23 @@ def conclude(config: SearchConfig, outcome: Outcome) -> int:
         print(promoted.describe())
     _close(outcome, "FINISHED", [*files, card])
     if outcome.parent:
-        print(f"MLflow     parent run {outcome.parent.run_id} (see it with: mlflow ui)")
+        print(f"MLflow     {outcome.parent.page()}")
     print(f"pictures   {', '.join(str(path) for path in pictures) or 'none: too few trials'}")
     print("next       python serve/server.py" + ("" if registered else f" --model {exported.path}"))
     return 0
+
+
+def describe_choice(outcome: Outcome) -> str:
+    """How the winner was chosen, as a sentence of its card."""
+    trials = sum("finalist" not in row.point for row in outcome.rows)
+    of = f"{trials} trials of a search" if trials > 1 else "one trial"
+    if not outcome.standings:
+        return f"The model is the best of {of} on the same images."
+    seeds, finalists = outcome.standings[0].seeds, len(outcome.standings)
+    return (
+        f"The settings are those of the {finalists} best of {of} that won on {seeds} fresh seeds each; the model is "
+        "the best of the winner's seeds on the same images."
+    )
 
 
 def describe_start(outcome: Outcome) -> list[str]:

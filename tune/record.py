@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config_files import flatten, to_dict
-from train.mlflow_calls import PARENT_TAG
+from train.mlflow_calls import PARENT_TAG, absolute_store, impatient_client, one_line
 from train.outbox import Outbox, now
 from train.revision import source_revision
 from tune.points import STATE_TAG
@@ -35,6 +35,7 @@ class ParentRun:
         name = config.tracking.run_name or f"search: {config.search.sampler}, {config.search.trials} trials"
         tags = {"kind": "search", "source_revision": source_revision()}
         self._out, self._wait = out, config.tracking.wait
+        self._experiment = config.tracking.experiment
         self._outbox = Outbox(out, config.tracking.experiment, name, tags, run_id)
         if not self._outbox.taken_up:
             self._outbox.tags({SEARCH_TAG: self._outbox.key})
@@ -48,6 +49,17 @@ class ParentRun:
     def wait_for_run(self, seconds: float) -> str:
         """The run's id, waited for that long; "" where the server is away."""
         return self._outbox.wait_for_run(seconds)
+
+    def page(self) -> str:
+        """Where a person finds it in the MLflow UI."""
+        # Without "runs" the UI opens an experiment on the page for language models.
+        try:
+            experiment = (
+                impatient_client(absolute_store()).get_experiment_by_name(self._experiment).experiment_id
+            )
+        except Exception as error:  # MLflow is away; `finish` has said how to send the rest
+            return f"not reached ({one_line(error)}); the record is in {self._out}"
+        return f"mlflow ui, then its page /#/experiments/{experiment}/runs; parent run {self.run_id}"
 
     def child_tags(self) -> dict[str, str]:
         """What makes a trial's run a child of this one; without the parent's id it becomes one when it ends."""

@@ -17,6 +17,7 @@ from tune.space import SearchConfig
 
 # What Ray Tune was told last, and the mark of a trial that the search has closed: its checkpoints are gone.
 REPORTED, ENDED = "reported.json", "ended"
+_WAIT = 5.0  # seconds that a trial gives an MLflow that is away, at its end
 
 
 def trial_folder(out: Path, trial_id: str) -> Path:
@@ -64,8 +65,10 @@ def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> Tra
         raise ValueError("the search has no folder")
     folder = trial_folder(config.out, trial_id)
     trial = apply_point(config, point, folder)
+    # What MLflow could not take by then, the search sends: the next trial waits for this process.
+    tracking = dataclasses.replace(trial.tracking, wait=min(trial.tracking.wait, _WAIT))
     saved = any((folder / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
-    return dataclasses.replace(trial, resume=saved, overwrite=not saved)
+    return dataclasses.replace(trial, tracking=tracking, resume=saved, overwrite=not saved)
 
 
 def run_tags(
