@@ -1,14 +1,11 @@
 """The model changes under load, with a real MLflow registry, real files and real channels."""
 
 import asyncio
+import contextlib
 import gc
-import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import weakref
 from collections import Counter
@@ -29,8 +26,6 @@ from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.config import ServerConfig
 from serve.lifecycle import ScoringServer
-
-_SERVER = Path(__file__).resolve().parents[2] / "serve" / "server.py"
 
 
 class Registry:
@@ -256,3 +251,298 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
     assert (len(folders), alive) == (1, 1)
     assert not Path(root).exists()
     print(f"answers {dict(answers)}, threads and files {before} -> {after}")
+
+
+def _altered(path: Path, out: Path, change) -> Path:
+    """A copy with other weights and the metadata as they were."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "weights":
+            tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), "weights"))
+    onnx.save(model, out)
+    return out
+
+
+def _broken(kind: str, make_model, good: Path, out: Path) -> Path:
+    match kind:
+        case "cut off":
+            out.write_bytes(good.read_bytes()[:-500])
+            return out
+        case "preprocessing":
+            return make_model(preprocessing="another library")
+        case "not finite":
+            return _altered(good, out, lambda weights: weights * np.float32("nan"))
+        case "golden":
+            return _altered(good, out, lambda weights: weights * np.float32(2))
+        case "classes":
+            return make_model(classes=("cat", "bird", "person"))
+        case _:
+            return make_model(classes=("dog", "cat", "person"))
+
+
+async def _index(channel) -> list[tuple[str, str, str]]:
+    stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+    answer = await stub.RepositoryIndex(inference.RepositoryIndexRequest())
+    return [(model.version, model.state, model.reason) for model in answer.models]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cut off", "is not a model that ONNX Runtime can load"),
+        ("preprocessing", "was trained with preprocessing another library"),
+        ("not finite", "is not finite on a test image"),
+        ("golden", "the golden image's logits differ"),
+        ("classes", "in the same order, got 3 without dog and with bird: callers read scores by their place"),
+        ("order", "in the same order, got 3 in another order"),
+    ],
+)
+def test_follow__a_version_that_does_not_pass_is_refused_once_and_shown(
+    run_async, register, make_model, pair, encode, tmp_path, caplog, kind, words
+):
+    model = register(pair[0], _broken(kind, make_model, pair[0], tmp_path / "broken.onnx"), pair[1])
+
+    async def scenario():
+        async with serving(model.source) as (server, channel):
+            one = server.models.following[0]
+            model.promote("2")
+            for _ in range(3):
+                await server.following.look(one)
+            seen = one.refusals, one.swaps, one.refused_version, one.last_error
+            index, folders = await _index(channel), os.listdir(server._folder.name)
+            version = (await _score(channel, encode(1))).model.version
+            model.promote("1")  # rolled back: all is well again
+            await server.following.look(one)
+            well = one.last_error, one.refused_version, await _index(channel)
+            model.promote("3")
+            await server.following.look(one)
+            after = (await _score(channel, encode(1))).model.version
+            return seen, index, folders, version, well, after, (server.following.swaps, one.refusals)
+
+    seen, index, folders, version, well, after, counts = run_async(scenario())
+    assert seen[:3] == (1, 0, "2")
+    assert words in seen[3]
+    assert index == [("1", "READY", ""), ("2", "UNAVAILABLE", seen[3])]
+    assert len(folders) == 1
+    assert (version, after) == ("1", "3")
+    assert well == ("", "", [("1", "READY", "")])
+    assert counts == (1, 1)
+    errors = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert errors == [f"{model.name}: version 1 goes on: {seen[3]}"]
+    assert "\n" not in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("store", "no MLflow store at sqlite:"),
+        ("alias", "with alias 'champion' in sqlite:"),
+        ("files", "must hold one .onnx file, found none"),
+    ],
+)
+def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
+    run_async, register, registry, pair, encode, caplog, gone, words
+):
+    model = register(*pair)
+    client = registry.client
+    uri = client.get_model_version(model.name, "2").source
+    file = registry.file if gone == "store" else Path(uri.removeprefix("file://"))
+    hidden = file.with_name("hidden")
+
+    async def scenario():
+        async with serving(model.source) as (server, channel):
+            one = server.models.following[0]
+            model.promote("2")
+            if gone == "alias":
+                client.delete_registered_model_alias(model.name, "champion")
+            else:
+                file.rename(hidden)
+            for _ in range(3):
+                await server.following.look(one)
+            seen = one.away, one.refusals, one.swaps, one.last_error
+            version = (await _score(channel, encode(1))).model.version
+            if gone == "alias":
+                model.promote("2")
+            else:
+                hidden.rename(file)
+            await server.following.look(one)
+            after = (await _score(channel, encode(1))).model.version
+            return seen, version, after, (one.away, one.swaps, one.last_error)
+
+    seen, version, after, well = run_async(scenario())
+    assert seen[:3] == (True, 0, 0)
+    assert words in seen[3]
+    assert (version, after, well) == ("1", "2", (False, 1, ""))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert warnings == [f"{model.name}: version 1 goes on; {model.source} cannot be followed: {seen[3]}"]
+
+
+def _hold(server) -> threading.Event:
+    """Make the model that serves now wait, in a thread of the worker, until the event is set."""
+    gate, held = threading.Event(), server.models.all()[0].engine.model
+    run = held.run
+
+    def waiting(*arguments):
+        gate.wait(30)
+        return run(*arguments)
+
+    held.run = waiting
+    return gate
+
+
+def test_follow__a_long_request_ends_with_the_version_that_took_it(run_async, register, pair, encode):
+    images = [encode(seed) for seed in range(6)]
+    logits = [_expected(path, images) for path in pair]
+    model = register(*pair)
+
+    async def scenario():
+        async with serving(model.source, threads=2, max_batch=1) as (server, channel):
+            one, old = server.models.following[0], server.models.all()[0]
+            gate = _hold(server)
+            # Six batches: two run, the others are decoded and wait.
+            long = asyncio.create_task(_score(channel, *images))
+            await _until(lambda: old.engine.batcher.running == 2)
+            model.promote("2")
+            looking = asyncio.create_task(server.following.look(one))
+            await _until(lambda: one.swaps == 1)
+            waiting = asyncio.create_task(_score(channel, images[0]))
+            await asyncio.sleep(0.1)
+            during = looking.done(), len(os.listdir(server._folder.name)), old.engine.batcher.held
+            gate.set()
+            answers = await asyncio.gather(long, waiting)
+            await looking
+            return answers, during, len(os.listdir(server._folder.name)), old.engine.batcher.idle
+
+    answers, during, folders, idle = run_async(scenario())
+    assert [answer.model.version for answer in answers] == ["1", "2"]
+    for answer, wanted in zip(answers, logits, strict=True):
+        got = np.array([row.logits for row in answer.results])
+        np.testing.assert_allclose(got, wanted[: len(got)], rtol=0, atol=1e-5)
+    assert during == (False, 2, 1)
+    assert (folders, idle) == (1, True)
+
+
+def test_follow__the_worker_dies_while_the_new_version_loads(run_async, register, pair, encode):
+    model = register(*pair)
+
+    async def scenario():
+        async with serving(model.source) as (server, channel):
+            one, old = server.models.following[0], server.models.all()[0]
+            gate, begun, load = threading.Event(), threading.Event(), server.following._load
+
+            def slowly(*arguments):
+                begun.set()
+                gate.wait(30)
+                return load(*arguments)
+
+            def end(*arguments):
+                raise SystemExit("the worker's end")
+
+            server.following._load = slowly
+            model.promote("2")
+            looking = asyncio.create_task(server.following.look(one))
+            await _until(begun.is_set)
+            old.engine.model.run = end
+            lost = await _fails(_score(channel, encode(1)))
+            await _until(lambda: old.ready)
+            before = (await _score(channel, encode(1))).model.version
+            gate.set()
+            await looking
+            after = (await _score(channel, encode(1))).model.version
+            return lost, before, after, (server.worker.deaths, old.engine.restarts, one.refusals)
+
+    lost, before, after, counts = run_async(scenario())
+    assert lost.code() is grpc.StatusCode.UNAVAILABLE
+    assert (before, after, counts) == ("1", "2", (1, 1, 0))
+
+
+def test_follow__the_worker_dies_while_the_old_version_answers(run_async, register, pair, encode):
+    """What the old one held is given back and it is not opened again; the new one is, from its own files."""
+    model = register(*pair)
+
+    async def scenario():
+        async with serving(model.source, decode_threads=1) as (server, channel):
+            one, old = server.models.following[0], server.models.all()[0]
+            gate = _hold(server)
+            held = asyncio.create_task(_score(channel, encode(1)))
+            await _until(lambda: old.engine.batcher.running == 1)
+            model.promote("2")
+            looking = asyncio.create_task(server.following.look(one))
+            await _until(lambda: one.swaps == 1)
+            # Of the new one, behind the one that hangs.
+            queued = asyncio.create_task(_score(channel, encode(1)))
+            server.worker.stall_s = 0.5
+            lost = [await _fails(held), await _fails(queued)]
+            await looking
+            new = server.models.all()[0]
+            await _until(lambda: new.ready)
+            answer = await _score(channel, encode(1))
+            gate.set()
+            return lost, answer.model.version, old.engine.restarts, new.engine.restarts, server.worker.deaths
+
+    lost, version, *counts = run_async(scenario())
+    assert [error.code() for error in lost] == [grpc.StatusCode.UNAVAILABLE] * 2
+    assert (version, counts) == ("2", [0, 1, 1])
+
+
+def test_follow__a_new_version_takes_the_place_of_one_that_cannot_be_opened_again(
+    run_async, register, pair, encode
+):
+    model = register(*pair)
+
+    async def scenario():
+        async with serving(model.source) as (server, channel):
+            one, old = server.models.following[0], server.models.all()[0]
+
+            def broken(*arguments):
+                raise SystemExit("the worker's end")
+
+            old.engine.model.run = old.engine.model.reopen = broken
+            await _fails(_score(channel, encode(1)))
+            model.promote("2")
+            await server.following.look(one)
+            return (await _score(channel, encode(1))).model.version, server.models.ready
+
+    assert run_async(scenario()) == ("2", True)
+
+
+def test_follow__an_alias_alone_is_followed_and_only_where_asked(run_async, register, pair):
+    model = register(*pair)
+
+    async def scenario(source: str, **options) -> tuple[int, bool]:
+        async with serving(source, **options) as (server, _):
+            return len(server.models.following), server._follow is not None
+
+    assert run_async(scenario(model.source)) == (1, True)
+    assert run_async(scenario(model.source, follow_s=0.0)) == (0, False)
+    assert run_async(scenario(f"models:/{model.name}/1")) == (0, False)
+    assert run_async(scenario(str(pair[0]))) == (0, False)
+
+
+def test_follow__sigterm_in_the_middle_of_a_swap(
+    start_server, register, make_model, pair, encode, run_async, tmp_path, monkeypatch
+):
+    """The version that loads is given up, what was accepted is answered, and no file is left."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    model = register(pair[0], make_model("slow", seed=2))
+    server = start_server("--follow-s", "0.05", model=model.source)
+
+    async def scenario() -> int:
+        answered = 0
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await asyncio.to_thread(model.promote, "2")
+            while len(list(tmp_path.glob("tailacc-models-*/*"))) < 2:
+                answered += (await _score(channel, encode(1))).model.version == "1"
+            server.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while True:
+                    answered += (await _score(channel, encode(1))).model.version == "1"
+            return answered
+
+    answered = run_async(scenario())
+    code, _, errors = server.finish()
+    assert code == 0
+    assert f"stopped: {answered} requests accepted, 0 cut off" in errors
+    assert "Traceback" not in errors
+    assert "serves in place of" not in errors
+    assert not list(tmp_path.glob("tailacc-*"))

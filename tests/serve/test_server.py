@@ -126,6 +126,7 @@ def test_server__a_port_in_use(start_server, model_file):
         ),
         ((), "no MLflow store at sqlite:///mlflow.db"),
         (("--listen", "8001"), "--listen must be HOST:PORT such as 127.0.0.1:8001, got '8001'"),
+        (("--follow-s", "-1"), "--follow-s must be from 0 (never) to 86400, got -1.0"),
         (("--max-batch", "-1"), "--max-batch must be from 0 to 4096, got -1"),
         (("--limits.image-bytes", "0"), "--limits.image-bytes must be at least 1, got 0"),
         (
