@@ -390,9 +390,14 @@ def test_metrics__only_at_their_path_and_in_both_formats(run_async, model_file):
 def test_metrics__info_and_process(run_async, model_file):
     async def scenario():
         async with serving(model_file) as (server, _):
-            return server.models.all()[0].ref, await _scrape(server)
+            [model] = server.models.all()
+            # A batch of three in four rows, as a GPU runs it; a CPU pads nothing.
+            model.statistics.add_batch(4, 3, 0.0, 0.0, 0.0)
+            return model.ref, await _scrape(server)
 
     ref, scraped = run_async(scenario())
+    assert _value(scraped, "tailacc_padded_rows_total", **MODEL) == 1
+    assert _value(scraped, "tailacc_batches_total", **MODEL, size="4") == 1
     [labels] = [dict(labels) for name, labels in scraped if name == "tailacc_model_info"]
     assert (labels["model"], labels["version"], labels["sha256"]) == ("tailacc", "1", ref.hash)
     assert _value(scraped, "process_resident_memory_bytes") > 1 << 20
