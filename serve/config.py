@@ -44,7 +44,7 @@ class Limits:
     """bytes of memory that the process may hold, decoded pixels and the models among them, before it refuses more work
     until it holds less; looked at twice a second. 0: no such limit"""
     streams: int = 1024
-    """calls in flight on one connection; the caller's further ones wait at its own end"""
+    """calls in flight on one connection; further ones wait at the caller's end, or get UNAVAILABLE"""
     connections: int = 512
     """connections at once; a further one is closed"""
     pushback_ms: int = 200
