@@ -7,6 +7,7 @@ earlier trials, nor enumerate a grid, so this asks and tells the study itself.
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,13 +54,16 @@ class Points(Searcher):  # type: ignore[misc]
         options = config.search
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=config.seed)
         if options.sampler == "tpe":
-            sampler = optuna.samplers.TPESampler(
-                seed=config.seed,
-                n_startup_trials=max(2, options.trials // 4),
-                multivariate=True,
-                group=True,  # the settings of a loss are a branch of their own
-                constant_liar=True,
-            )
+            with warnings.catch_warnings():
+                # `group` is marked experimental: a remark for us, not for who searches.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                sampler = optuna.samplers.TPESampler(
+                    seed=config.seed,
+                    n_startup_trials=max(2, options.trials // 4),
+                    multivariate=True,
+                    group=True,  # the settings of a loss are a branch of their own
+                    constant_liar=True,
+                )
         self._study = optuna.create_study(
             sampler=sampler, directions=["maximize", "minimize"] if self._costs else ["maximize"]
         )
