@@ -45,10 +45,14 @@ class MemoryGuard:
         """Look again, and say where it has come above the limit or below it."""
         if not self._limit:
             return
-        before, held = self._admission.resident, resident_bytes()
-        if held > self._limit:
-            give_back_unused()
+        before = self._admission.resident
+        try:
             held = resident_bytes()
+            if held > self._limit:
+                give_back_unused()
+                held = resident_bytes()
+        except OSError:  # no file descriptor is left: whoever looks after the server must go on
+            return
         self._admission.resident = held
         if (held > self._limit) != (before > self._limit):
             what = "refuses" if held > self._limit else "takes"

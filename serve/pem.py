@@ -20,11 +20,15 @@ def check_pair(certificate: bytes, key: bytes, names: str) -> None:
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # `ssl` reads files alone. These live in memory: the very bytes that gRPC gets are checked, and no key is written.
-    files = [_memory_file(certificate), _memory_file(key)]
+    files: list[int] = []
     try:
+        files.extend(map(_memory_file, (certificate, key)))
         chain, secret = (f"/proc/self/fd/{file}" for file in files)
         context.load_cert_chain(chain, secret)
-    except (ssl.SSLError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # `ssl.SSLError` is an OSError; the machine may also have no file left
         raise InputError(f"{names}: {_reason(error)}") from error
     finally:
         for file in files:

@@ -53,7 +53,7 @@ class Security:
         wire = f"TLS with {tls.certificate}" if self._tls else "no TLS"
         if tls.client_ca:
             wire += f", callers with a certificate of {tls.client_ca} alone"
-        held = f"{len(self._tokens)} tokens of {self._tokens.source}" if self._tokens else "no tokens"
+        held = f"tokens of {self._tokens.source}: {len(self._tokens)}" if self._tokens else "no tokens"
         return [f"access   {wire}; {held}"]
 
     def _warning(self) -> str:

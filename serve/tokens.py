@@ -27,8 +27,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-fA-F]{64})")
 # RFC 6750's characters. Short ones could be guessed, and found from their hash.
 _SECRET = re.compile(r"[A-Za-z0-9._~+/-]{20,512}=*")
-# Each is compared with on every call (0.2 microseconds).
-_MOST = 1000
+# Each is compared with on every call: 0.2 microseconds, beside 4 for the hash.
+_MOST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class TokenBook:
         except InputError as error:
             _log.warning("the tokens have changed, and the old ones stay in use: %s", error)
         else:
-            _log.info("%d tokens from %s", len(self._tokens), self._path)
+            _log.info("the tokens of %s are read again: %d", self._path, len(self._tokens))
 
     def _read(self) -> tuple[Token, ...]:
         if self._path:
