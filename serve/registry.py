@@ -1,5 +1,7 @@
 """Where a model comes from: a file, an MLflow run, or MLflow's model registry (imported only when it is asked for)."""
 
+import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -17,6 +19,8 @@ _NAMED = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_.-]*)=(?P<source>.+)")
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
 # What MLflow calls the model in a run (`train.publish.register_model`).
 _ARTIFACT = "model"
+# The tag of a version with the SHA-256 of its file, which the same function writes.
+_DIGEST = "model.sha256"
 DEFAULT_NAME = "tailacc"
 
 
@@ -77,10 +81,13 @@ def open_source(model: str, below: str | None = None) -> Iterator[ModelSource]:
     registered, run = _REGISTERED.fullmatch(model), _RUN.fullmatch(model)
     if not (registered or run):
         raise InputError(f"--model must be {_FORMS}, got '{model}'")
+    digest = ""
     with tempfile.TemporaryDirectory(prefix="tailacc-model-", dir=below) as folder:
         if registered:
             name = registered["name"]
-            version = _download_registered(name, registered["alias"], registered["version"], Path(folder))
+            version, digest = _download_registered(
+                name, registered["alias"], registered["version"], Path(folder)
+            )
         elif run:
             name, version = "", run["run"]
             _download_run(run["run"], run["artifact"] or _ARTIFACT, Path(folder))
@@ -90,6 +97,12 @@ def open_source(model: str, below: str | None = None) -> Iterator[ModelSource]:
         if len(files) != 1:
             found = ", ".join(file.name for file in files)
             raise InputError(f"{model} must hold one .onnx file, found {found}")
+        found = hashlib.sha256(files[0].read_bytes()).hexdigest() if digest else ""
+        if found != digest:
+            raise RegistryError(
+                f"{model}: the file has SHA-256 {found}, it was registered with {digest}: it is damaged or was "
+                "replaced; register it again"
+            )
         yield ModelSource(files[0], name, version)
 
 
@@ -118,8 +131,8 @@ def find_version(model: str) -> str:
     return str(found.version)
 
 
-def _download_registered(name: str, alias: str | None, version: str | None, folder: Path) -> str:
-    """Fetch the files of a registered model into `folder`; returns its version."""
+def _download_registered(name: str, alias: str | None, version: str | None, folder: Path) -> tuple[str, str]:
+    """Fetch the files of a registered model into `folder`; returns its version and its SHA-256, "" where not told."""
     store, mlflow = _open_store()
     what = f"alias '{alias}'" if alias else f"version {version}"
     client = mlflow.MlflowClient(store, store)
@@ -134,7 +147,7 @@ def _download_registered(name: str, alias: str | None, version: str | None, fold
         raise RegistryError(
             f"no model '{name}' with {what} in {store}: {_reason(error)}; {_ADVICE}"
         ) from error
-    return str(found.version)
+    return str(found.version), found.tags.get(_DIGEST, "")
 
 
 def _download_run(run: str, artifact: str, folder: Path) -> None:
@@ -166,6 +179,8 @@ def _open_store() -> tuple[str, Any]:
     # MLflow's own defaults try a server that is away for four minutes without a word.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Its warnings of each attempt say what the error at the end says, and would come again at every look at an alias.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     import mlflow
     import mlflow.exceptions
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import hashlib
 import os
 import shutil
 import signal
@@ -338,6 +339,7 @@ def test_follow__a_version_that_does_not_pass_is_refused_once_and_shown(
         ("store", "no MLflow store at sqlite:"),
         ("alias", "with alias 'champion' in sqlite:"),
         ("files", "must hold one .onnx file, found none"),
+        ("bytes", "the file has SHA-256 "),
     ],
 )
 def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
@@ -355,6 +357,8 @@ def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
             model.promote("2")
             if gone == "alias":
                 client.delete_registered_model_alias(model.name, "champion")
+            elif gone == "bytes":
+                client.set_model_version_tag(model.name, "2", "model.sha256", "0" * 64)
             else:
                 file.rename(hidden)
             for _ in range(3):
@@ -363,6 +367,9 @@ def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
             version = (await _score(channel, encode(1))).model.version
             if gone == "alias":
                 model.promote("2")
+            elif gone == "bytes":
+                digest = hashlib.sha256(pair[1].read_bytes()).hexdigest()
+                client.set_model_version_tag(model.name, "2", "model.sha256", digest)
             else:
                 hidden.rename(file)
             await server.following.look(one)
