@@ -221,7 +221,10 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
             before = await settled()
             for number in range(4, 25):
                 await swap(number)
-            after = await settled()
+            for _ in range(20):  # the last one is still being freed
+                after = await settled()
+                if all(now <= then for now, then in zip(after, before, strict=True)):
+                    break
             done.set()
             await asyncio.gather(*clients)
             await _until(lambda: server.models.all()[0].engine.batcher.idle)
@@ -248,7 +251,7 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
         == f"unknown model '{model.name}' version '2'; this server has: {model.name} (version 1)"
     )
     assert pinned[0] == "1"
-    assert after == before
+    assert all(now <= then for now, then in zip(after, before, strict=True)), (before, after)
     assert (len(folders), alive) == (1, 1)
     assert not Path(root).exists()
     print(f"answers {dict(answers)}, threads and files {before} -> {after}")
