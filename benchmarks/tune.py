@@ -3,6 +3,7 @@
     python benchmarks/tune.py                                # trials of 60 s, one and two at a time: 15 minutes
     python benchmarks/tune.py --seconds 5 --trials 2         # does it run?
     python benchmarks/tune.py --scale 1000                   # trials that train nothing
+    python benchmarks/tune.py --scale 200 --nodes 10         # on ten nodes of one CPU, all on this machine
 
 Pure training time is what the trials' own clocks give for their steps (history.csv, time/seconds); evaluation,
 checkpoints, start-up, pictures, export and registration all count as the search's. The wall time is that of the
@@ -26,6 +27,7 @@ from typing import Any
 
 import psutil
 import tyro
+from tuning.nodes import PORT, nodes
 
 from data.cli import run
 from data.errors import InputError
@@ -48,6 +50,7 @@ class Options:
         images: of the synthetic devkit.
         size: side of the input in pixels.
         scale: trials that train nothing, in place of all this; 0 = not.
+        nodes: of the cluster that `scale` runs on; 1 = the search starts Ray itself.
         folder: for what is written; None: a temporary one.
     """
 
@@ -57,6 +60,7 @@ class Options:
     images: int = 400
     size: int = 64
     scale: int = 0
+    nodes: int = 1
     folder: Path | None = None
 
 
@@ -69,8 +73,12 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="tailacc-bench-") as temporary:
         home = options.folder or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
+        if options.scale and options.nodes > 1:
+            with nodes(options.nodes, home) as environment:
+                _scale(options, home, environment | _store(home))
+            return
         if options.scale:
-            _scale(options, home)
+            _scale(options, home, os.environ | _store(home))
             return
         write_devkit(home / "devkit", options.images, 20, seed=0)
         epochs = _calibrate(options, home)
@@ -128,7 +136,7 @@ def _search(
     done = subprocess.run(
         [sys.executable, str(ROOT / "tune" / "search.py"), *flags],
         cwd=home,
-        env=_environment(home),
+        env=os.environ | _store(home),
         capture_output=True,
         text=True,
     )
@@ -137,8 +145,8 @@ def _search(
     return time.monotonic() - begun, done.stdout
 
 
-def _environment(home: Path) -> dict[str, str]:
-    return os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
+def _store(home: Path) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
 
 
 def _seconds(out: Path) -> list[float]:
@@ -150,7 +158,7 @@ def _seconds(out: Path) -> list[float]:
     return found
 
 
-def _scale(options: Options, home: Path) -> None:
+def _scale(options: Options, home: Path, environment: dict[str, str]) -> None:
     """Trials that train nothing: killed when nine tenths have ended, then resumed to the end."""
     write_devkit(home / "devkit", 40, 10, seed=0)
     command = [
@@ -159,18 +167,21 @@ def _scale(options: Options, home: Path) -> None:
         str(options.scale),
         str(home),
     ]
-    enough = options.scale * 9 // 10
-    first = _follow(command, home, enough)
+    if options.nodes > 1:
+        command += ["--search.ray-address", f"127.0.0.1:{PORT}"]
+    enough, tenth = options.scale * 9 // 10, max(2, options.scale // 10)
+    first = _follow(command, home, environment, enough)
     if first.ended < enough:
         raise InputError(f"the search ended after {first.ended} of {options.scale} trials")
-    again = _follow([*command, "--resume"], home, options.scale + 1)
+    again = _follow([*command, "--resume"], home, environment, options.scale + 1)
     ended = first.at[enough] - first.at[1]
+    at_once = options.nodes if options.nodes > 1 else len(os.sched_getaffinity(0))
     print(
-        f"{options.scale} trials that train nothing, {len(os.sched_getaffinity(0))} at a time\n"
+        f"{options.scale} trials that train nothing, {at_once} at a time\n"
         f"  until the first ended {first.at[1]:.1f} s, then {1000 * ended / (enough - 1):.0f} ms a trial over "
         f"{enough} trials\n"
-        f"  a trial at the start and at the end: {1000 * first.pace(1, enough // 10):.0f} and "
-        f"{1000 * first.pace(enough * 9 // 10, enough):.0f} ms\n"
+        f"  a trial at the start and at the end: {1000 * first.pace(1, tenth):.0f} and "
+        f"{1000 * first.pace(enough - tenth, enough):.0f} ms\n"
         f"  memory of the driver at the end: {first.memory / 2**20:.0f} MiB, "
         f"{(first.memory - first.memory_before) / enough / 1024:.0f} KiB more for each trial\n"
         f"  MLflow (SQLite): {first.rows} rows of runs, parameters, tags and metrics in {first.at[enough]:.0f} s, "
@@ -202,10 +213,10 @@ class _Followed:
         return (self.at[high] - self.at[low]) / (high - low)
 
 
-def _follow(command: list[str], home: Path, kill_at: int) -> _Followed:
+def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at: int) -> _Followed:
     """Run it, note when each trial ended, and kill it with all its processes at `kill_at`."""
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=home, env=_environment(home), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True)
     driver = psutil.Process(process.pid)
     seen, printed = _Followed({}, 0.0), ""
     if process.stderr is None:

@@ -1,6 +1,6 @@
 """A search whose trials train nothing: the searcher, the scheduler, the table and the record are the real ones.
 
-python benchmarks/tuning/trivial.py TRIALS FOLDER [--resume]     # called by benchmarks/tune.py --scale
+python benchmarks/tuning/trivial.py TRIALS FOLDER [FLAGS]     # called by benchmarks/tune.py --scale
 """
 
 import math
@@ -61,12 +61,12 @@ def trivial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str, s
 
 def main(arguments: list[str]) -> None:
     """Search, without the end that exports a model."""
-    trials, home, resumed = int(arguments[0]), Path(arguments[1]), arguments[2:]
+    trials, home, further = int(arguments[0]), Path(arguments[1]), arguments[2:]
     tuning.run_trial = trivial
     flags = ["--search.trials", str(trials), "--search.sampler", "random", "--search.scheduler", "none"]
     flags += ["--schedule.epochs", str(EPOCHS), "--data.root", str(home / "devkit"), "--data.size", "32"]
     out = ["--out", str(home / "scale"), "--data.cache", str(home / "cache")]
-    outcome = searching.search(parse_search([*out, *resumed] if resumed else [*flags, *out]))
+    outcome = searching.search(parse_search([*flags, *out, *further]))
     if outcome.parent:
         outcome.parent.finish("FINISHED", {}, {}, [])
 
