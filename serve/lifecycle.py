@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from data.errors import InputError
 from serve.admission import Admission
@@ -35,6 +35,7 @@ from serve.registry import follows_alias, is_fetched, split_models
 from serve.security import Security, channel_limits
 from serve.service import Models, ServedModel
 from serve.servicer import SERVICE, add_scoring_service
+from serve.standard import CarefulServer, HealthServicer
 from serve.telemetry import TelemetryOutputs
 from serve.worker import InferenceWorker
 
@@ -86,7 +87,7 @@ class ScoringServer:
         # Of models from MLflow, each in a folder of its own. One for all, to be removed even where SIGTERM comes in the
         # middle of a download.
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._health: Any = health.aio.HealthServicer()
+        self._health: Any = HealthServicer()
         self._shown: dict[str, Any] = {}
         self._watch: asyncio.Task[None] | None = None
         self.following = Follower(self.models, self._loader, self._load, self._serve)
@@ -104,11 +105,11 @@ class ScoringServer:
         )
         add_scoring_service(self._server, self.models, self.admission, config.limits, self.calls)
         add_inference_service(self._server, self.models, self.admission, config.limits, self.calls)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME),
-            self._server,
-            pool=ReflectionPool(),
+        standard = CarefulServer(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
+        names = (SERVICE, INFERENCE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names, pool=ReflectionPool()), standard
         )
 
     async def bind(self) -> str:
