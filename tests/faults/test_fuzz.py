@@ -178,7 +178,7 @@ def _mutate_png(rng: random.Random, png: bytes, other: bytes) -> bytes:
             case 0 | 1:
                 body = _mutate(rng, body, other)
             case 2:
-                header = bytearray(parts[0][1])
+                header = bytearray(parts[0][1] or bytes(13))
                 header[rng.randrange(len(header))] = (
                     rng.randrange(256) if rng.random() < 0.5 else rng.randrange(18)
                 )
