@@ -45,6 +45,8 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 
@@ -71,6 +73,18 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _HARMLESS = ("extraneous bytes before marker 0xd9", "Invalid SOS parameters for sequential JPEG")
 # Chroma sampling that simplejpeg's interface has no name for, such as 4:1:0. Pillow reads these too.
 _UNUSUAL = "Could not determine subsampling"
+# What Pillow raises for damaged bytes; fuzzing found them.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# How Pillow's decoders and libjpeg say it.
+_NO_MEMORY = ("out of memory", "nsufficient memory")
 # Of a segment; within a scan 0xFF is followed by 0 or by a restart marker, which has no length.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
 
@@ -84,6 +98,7 @@ def load(data: bytes, size: int) -> Pixels:
 
     Raises:
         ImageError: where the bytes are not a whole JPEG or PNG picture; the message says why.
+        MemoryError: there is no memory for it.
     """
     if size < 1:
         raise InputError(f"the image size must be at least 1 pixel, got {size}")
@@ -134,10 +149,12 @@ def _decode_jpeg(data: bytes) -> Pixels:
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
+        _check_memory(error)
         if not any(words in str(error) for words in (*_HARMLESS, _UNUSUAL)):
             raise ImageError(f"damaged JPEG: {error}") from error
         _check_scans(data)  # scans without a byte too, which Pillow reads
-        pixels = np.asarray(_open(data, "JPEG").convert("RGB"))
+        with _damage("JPEG"):
+            pixels = np.asarray(_open(data, "JPEG").convert("RGB"))
     return _upright(pixels, _orientation(exif))
 
 
@@ -170,15 +187,17 @@ def _decode_png(data: bytes) -> Pixels:
         raise ImageError(f"damaged PNG: its {len(data):,} bytes end before the picture starts")
     _check_pixels(*struct.unpack(">II", data[16:24]))
     _check_chunks(data)
-    picture = _open(data, "PNG")
-    orientation = _orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        picture = _high_byte(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
-        picture = Image.alpha_composite(background, picture)
-    return _upright(np.asarray(picture.convert("RGB")), orientation)
+    with _damage("PNG"):
+        picture = _open(data, "PNG")
+        orientation = _orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+        if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+            picture = _high_byte(picture)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
+            picture = Image.alpha_composite(background, picture)
+        pixels = np.asarray(picture.convert("RGB"))
+    return _upright(pixels, orientation)
 
 
 def _check_chunks(data: bytes) -> None:
@@ -209,13 +228,26 @@ def _high_byte(picture: Image.Image) -> Image.Image:
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
-    """Decode with Pillow, all of it; whatever goes wrong inside is an `ImageError`."""
-    try:
-        picture = Image.open(io.BytesIO(data), formats=(kind,))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ImageError(f"damaged {kind}: {error}") from error
+    """Decode with Pillow, all of it."""
+    picture = Image.open(io.BytesIO(data), formats=(kind,))
+    picture.load()
     return picture
+
+
+@contextmanager
+def _damage(kind: str) -> Iterator[None]:
+    """Whatever goes wrong inside Pillow, which finds some of the damage only when it looks a palette up."""
+    try:
+        yield
+    except _PILLOW_ERRORS as error:
+        _check_memory(error)
+        raise ImageError(f"damaged {kind}: {error}") from error
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise `MemoryError` where that is what a library means: the bytes may be a good picture."""
+    if any(words in str(error) for words in _NO_MEMORY):
+        raise MemoryError(str(error)) from error
 
 
 def _check_scans(data: bytes) -> None:

@@ -36,6 +36,8 @@ Pixels = npt.NDArray[np.uint8]
 # How much a new batch, or a decode, counts in the running means of seconds an image.
 _PACE_WEIGHT = 0.2
 _FIRST_RESTART_S = 0.5
+# Until other images have been decoded and their memory is free.
+_NO_MEMORY_RETRY_MS = 1000
 _LONGEST_RESTART_S = 30.0
 # What opening a model again may take: its load and its first runs are longer than any batch, and a worker that is
 # declared dead for it would begin anew, for ever.
@@ -121,6 +123,9 @@ class Engine:
             raise
         if request.verdict in _ERRORS:
             raise _ERRORS[request.verdict](request.message)
+        for outcome in request.outcomes:
+            if isinstance(outcome, Failure) and outcome.trouble is Trouble.NO_MEMORY:
+                raise ServerFull(outcome.message, _NO_MEMORY_RETRY_MS, "memory")
         return request.outcomes
 
     async def drain(self) -> None:
@@ -238,8 +243,16 @@ class Engine:
             pixels = load(content, self.model.info.size)
         except ImageError as error:
             failure = Failure(Trouble.BAD_IMAGE, str(error))
+        except MemoryError:
+            # Nothing is wrong with the image: later, or elsewhere, there is room for it.
+            failure = Failure(
+                Trouble.NO_MEMORY,
+                f"the server is full: it has no memory to decode an image of {len(content)} bytes; try again in "
+                f"{_NO_MEMORY_RETRY_MS} ms",
+            )
+            _log.warning("%s", failure.message)
         except BaseException as error:
-            # A fault of a decoder on strange bytes (no memory, a bug) is still this image's alone.
+            # A fault of a decoder on strange bytes is still this image's alone.
             _log.exception("the decoder failed on an image of %d bytes", len(content))
             failure = Failure(Trouble.BAD_IMAGE, f"the decoder failed: {type(error).__name__}: {error}")
         else:
@@ -249,8 +262,9 @@ class Engine:
             self._decode_pace += _PACE_WEIGHT * (seconds - self._decode_pace)
             self._feed(self.batcher.decoded, item, pixels, seconds)
             return
-        with self._lock:
-            self.statistics.bad_images += 1
+        if failure.trouble is Trouble.BAD_IMAGE:
+            with self._lock:
+                self.statistics.bad_images += 1
         if stages is not None:
             stages.decodes.append((began, time.monotonic()))
         self._feed(self.batcher.decode_failed, item, failure)

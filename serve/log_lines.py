@@ -19,6 +19,7 @@ def set_up(form: LogFormat) -> None:
     for old in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
         root.removeHandler(old)
     handler = _Handler(sys.stderr)
+    handler.addFilter(_not_of_a_caller_that_left)
     handler.setFormatter(_JsonLines() if form == "json" else _TextLines())
     root.addHandler(handler)
     logging.getLogger("serve").setLevel(logging.INFO)
@@ -33,6 +34,13 @@ def json_line(seconds: float, level: str, logger: str, message: str, fields: dic
     """One line of the log in JSON; `fields` come after what every line has."""
     head = {"time": stamp(seconds), "level": level, "logger": logger, "message": message}
     return json.dumps(head | fields, ensure_ascii=True, separators=(",", ":"))
+
+
+def _not_of_a_caller_that_left(record: logging.LogRecord) -> bool:
+    """False for gRPC's own traceback for each caller that is gone before its answer is: that is no error here."""
+    return not (
+        record.name == "grpc._cython.cygrpc" and "ExecuteBatchError raised in core" in record.getMessage()
+    )
 
 
 class _Handler(logging.StreamHandler[Any]):

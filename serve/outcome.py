@@ -16,11 +16,13 @@ class Row:
 
 
 class Trouble(Enum):
-    """Why an image has no row; the same names as `ImageStatus.Code` in scoring.proto."""
+    """Why an image has no row; the same names as `ImageStatus.Code` in scoring.proto, but for NO_MEMORY, which the
+    engine makes the answer to the whole request."""
 
     BAD_IMAGE = "bad image"
     TOO_LARGE = "too large"
     INFERENCE_FAILED = "inference failed"
+    NO_MEMORY = "no memory"
 
 
 @dataclass(frozen=True, slots=True)

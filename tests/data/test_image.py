@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from data import image as image_module
@@ -177,6 +178,29 @@ def test_decode__damage_anywhere_in_a_png_is_an_error() -> None:
         data[at] ^= 0x55
         with pytest.raises(ImageError):
             decode(bytes(data))
+
+
+def test_decode__a_png_whose_parts_pillow_does_not_expect_is_an_error() -> None:
+    """More transparent entries than a palette can have; an empty profile behind the pixels."""
+    crowded = png(2, 1, 8, 3, b"\0\x00\x01", b"PLTE" + bytes(768), b"tRNS" + bytes(300))
+    with pytest.raises(ImageError, match="damaged PNG: palette index out of range"):
+        decode(crowded)
+    whole = png(1, 1, 8, 0, b"\0\x00")
+    empty = struct.pack(">I", 0) + b"iCCP" + struct.pack(">I", zlib.crc32(b"iCCP"))
+    with pytest.raises(ImageError, match="damaged PNG: "):
+        decode(whole[:-12] + empty + whole[-12:])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_decode__a_library_without_memory_is_no_damage(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        if kind == "PNG":
+            raise OSError("out of memory error when reading image file")
+        raise ValueError("Insufficient memory (case 4)")
+
+    monkeypatch.setattr(*((Image, "open") if kind == "PNG" else (simplejpeg, "decode_jpeg")), fail)
+    with pytest.raises(MemoryError, match="memory"):
+        decode(encode(smooth(20, 10), kind))
 
 
 def test_decode__padding_before_the_end_marker_is_let_through() -> None:

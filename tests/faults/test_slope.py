@@ -152,7 +152,8 @@ def test_slope__memory_descriptors_and_threads_are_level(watched, golden, run_as
     print(
         f"\n{total} requests in {seconds:g} s, {len(at)} looks over {span:.0f} s. The lines rise by "
         f"{memory / _MIB:+.2f} MiB, {descriptors:+.2f} descriptors, {threads:+.2f} threads. "
-        f"Idle at first {idle[0] / _MIB:.0f} MiB, {idle[1]} descriptors, {idle[2]} threads; in the end {server.resident() / _MIB:.0f} MiB, "
+        f"Idle at first {idle[0] / _MIB:.0f} MiB, {idle[1]} descriptors, {idle[2]} threads; "
+        f"in the end {server.resident() / _MIB:.0f} MiB, "
         f"{server.descriptors()}, {server.threads()}; under load at most {columns[0].max() / _MIB:.0f} MiB\n"
         f"{dict(sorted(seen.items()))}"
     )
