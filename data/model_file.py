@@ -164,6 +164,6 @@ class ModelInfo:
             try:
                 value = text if item.type in (str, "str") else json.loads(text)
             except json.JSONDecodeError as error:
-                raise InputError(f"{source}: metadata '{key}' is not JSON ({error}): '{text}'") from error
+                raise InputError(f"{source}: metadata '{key}' is not JSON ({error}): {text!r}") from error
             values[item.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)  # type: ignore[arg-type]

@@ -100,9 +100,12 @@ def _session(path: Path, providers: list[Any], threads: int) -> Any:
             options,
             [*providers, "CPUExecutionProvider"],
             disabled_optimizers=list(DISABLED_OPTIMIZERS),
+            # From the CPU there is nothing to fall back to: a damaged file would be tried twice, with words on stdout.
+            enable_fallback=int(bool(providers)),
         )
     except Exception as error:  # the exceptions of ONNX Runtime have no common base but this
-        raise InputError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
+        words = " ".join(str(error).split())  # one line: protobuf's messages have several
+        raise InputError(f"{path} is not a model that ONNX Runtime can load: {words}") from error
 
 
 def _cuda_problem() -> str:

@@ -72,7 +72,11 @@ class OnnxModel:
         self._source, self._wanted, self._threads = source, device, threads
         session, self.device = open_session(source.path, device, 1)
         self._session: Any = session
-        self.info = ModelInfo.from_metadata(session.get_modelmeta().custom_metadata_map, str(source.path))
+        try:
+            metadata = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source.path} is damaged: its metadata is no text ({error})") from error
+        self.info = ModelInfo.from_metadata(metadata, str(source.path))
         digest = hashlib.sha256(source.path.read_bytes()).hexdigest()
         self.ref = ModelRef(source.name or self.info.name, source.version, digest)
         self._check_signature(str(source.path))

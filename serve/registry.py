@@ -194,4 +194,6 @@ def _fetch(mlflow: Any, uri: str, store: str, folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+    first, *rest = str(error).splitlines()
+    # Of a download that failed MLflow says why in the last line: that the disk is full, or that the file is gone.
+    return " ".join((first, rest[-1]) if rest and first.endswith(":") else (first,)).rstrip(".")

@@ -148,10 +148,12 @@ def test_slope__memory_descriptors_and_threads_are_level(watched, golden, run_as
     at, *columns = np.array([look for look in looks if look[0] > min(0.4 * seconds, 60)], float).T
     span = at[-1] - at[0]
     memory, descriptors, threads = (float(np.polyfit(at, column, 1)[0] * span) for column in columns)
+    thirds = [part.mean() / _MIB for part in np.array_split(columns[0], 3)]
     total = sum(seen.values())
     print(
         f"\n{total} requests in {seconds:g} s, {len(at)} looks over {span:.0f} s. The lines rise by "
-        f"{memory / _MIB:+.2f} MiB, {descriptors:+.2f} descriptors, {threads:+.2f} threads. "
+        f"{memory / _MIB:+.2f} MiB (means of its thirds: {', '.join(f'{mean:.1f}' for mean in thirds)}), "
+        f"{descriptors:+.2f} descriptors, {threads:+.2f} threads. "
         f"Idle at first {idle[0] / _MIB:.0f} MiB, {idle[1]} descriptors, {idle[2]} threads; "
         f"in the end {server.resident() / _MIB:.0f} MiB, "
         f"{server.descriptors()}, {server.threads()}; under load at most {columns[0].max() / _MIB:.0f} MiB\n"

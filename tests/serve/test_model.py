@@ -182,3 +182,16 @@ def test_open_session__cuda_that_does_not_work_is_an_error_and_auto_says_why(mod
     monkeypatch.setattr(device, "_cuda_problem", lambda: "")
     with pytest.raises(InputError, match="could not start its CUDA provider"):
         _load(model_file, "cuda")
+
+
+def test_model__damaged_text_in_the_file_is_one_line_and_nothing_on_stdout(make_model, tmp_path, capfd):
+    """ONNX Runtime would print a page on stdout, where the server says that it is ready, and try again."""
+    whole = make_model().read_bytes()
+    for number, damage in enumerate((b"\xe8\xff", b"[\n")):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(whole.replace(b'["', damage, 1))
+        with pytest.raises(InputError) as info:
+            OnnxModel(ModelSource(path), "cpu", 1)
+        assert str(path) in str(info.value)
+        assert "\n" not in str(info.value)
+    assert capfd.readouterr().out == ""
