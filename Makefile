@@ -2,7 +2,7 @@
 #   make setup PYTHON=python3.13           choose the interpreter (3.11 to 3.13)
 #   make demo VOC=PATH WEIGHTS=PATH        the demo on a real devkit, from pretrained weights
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint proto lock conformance bench clean force
+.PHONY: help setup demo test drill lint proto lock conformance bench clean force
 
 BIN := .venv/bin
 STAMP := .venv/.up-to-date
@@ -27,6 +27,9 @@ demo: setup  ## search, export, serve, score and report on synthetic images (VOC
 
 test: setup  ## run all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+drill: setup  ## run the fault drills at length: 20,000 fuzz cases, minutes of overload, 10 minutes of memory slope
+	TAILACC_DRILL=long $(BIN)/python -m pytest -s --timeout 1800 tests/faults
 
 lint: setup  ## check format, style, types, generated code and locks
 	$(BIN)/ruff format --check .
