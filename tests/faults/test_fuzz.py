@@ -303,7 +303,7 @@ def test_fuzz__messages_of_every_method(watched, golden, run_async, encode, case
 def test_fuzz__photographs(watched, golden, run_async, cases, seed):
     rng = random.Random(seed)
     jpegs, pngs = _photographs()
-    # A header that was made larger is 67 megapixels, 5 s of decoding: on a machine that is busy that could seem a stall.
+    # A header that was made larger is 67 megapixels, 5 s of decoding: on a busy machine that could seem a stall.
     server = watched("--stall-s", "200")
     before = golden(server.address)
     images = [_bad_image(rng, jpegs, pngs) for _ in range(cases // 2)]
