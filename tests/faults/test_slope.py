@@ -6,7 +6,7 @@ a line is fitted.
 
 The bound is on what the line rises from the first look to the last: 12 MiB, short or long. The photographs have about
 100 KB: in the short form a server that kept one in five of the requests that are given up would break it, in the long
-form one that kept 200 bytes of each request. What the allocator's arenas do by themselves stays below 3 MiB.
+form one that kept 200 bytes of each request. Measured: +1.4 MiB in the short form, +7 in ten minutes.
 Descriptors and threads have no slope at all but for a connection that comes or goes while it is looked: 4.
 """
 
