@@ -108,11 +108,19 @@ def load_latest(out: Path) -> dict[str, Any]:
         return load(out / PREVIOUS)
 
 
+def forget(out: Path) -> None:
+    """Remove what a run that saved no checkpoint left in its folder, all but its MLflow run."""
+    for name in RUN_FILES:
+        (out / name).unlink(missing_ok=True)
+
+
 def claim(out: Path, overwrite: bool, resume: bool) -> None:
     """Make `out` ready for a run: refuse to mix with what is there unless told what to do with it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if content == {OUTBOX} and not resume:  # of a run that ended before its first checkpoint: the MLflow run is gone on with
+        return
     if resume:
         if not content & {LAST, PREVIOUS}:
             raise InputError(f"--resume: no {LAST} in {out}; leave --resume out to start a run there")

@@ -44,7 +44,7 @@ from tune.rows import TABLE, TrialRow, best_first, write_table
 from tune.sampling import Points, earlier_points, number_of_trials
 from tune.space import SearchConfig
 from tune.table import TrialTable
-from tune.trial import ENDED, trial_folder
+from tune.trial import ENDED, TRIALS, trial_folder
 from tune.tuning import concurrency, make_scheduler, run_tune
 
 SETTINGS = "search.json"
@@ -119,6 +119,12 @@ class _Search:
 
     def run(self, begun: float) -> Outcome:
         """Try the points, race the best, and say where it ended; the MLflow run stays open for the winner's model."""
+        outcome = self._run(begun)
+        if not outcome.interrupted:
+            self._close_forgotten({row.trial_id for row in outcome.rows})
+        return outcome
+
+    def _run(self, begun: float) -> Outcome:
         out, options = self.out, self.config.search
         costs = self._costs()
         table = self._try(costs)
@@ -140,6 +146,20 @@ class _Search:
         standings = self._judge(chosen, race, table.points, costs)
         winner = Path(standings[0].folder) if standings else trial_folder(out, chosen[0].trial_id)
         return Outcome(out, tuple(rows), tuple(standings), False, winner, self.parent, starts)
+
+    def _close_forgotten(self, known: set[str]) -> None:
+        """Close the record of trials that began within the last seconds before a kill -9.
+
+        Ray Tune had not noted them and tried their points again under new ids.
+        """
+        for folder in (self.out / TRIALS).glob("*"):
+            if folder.name not in known and folder.is_dir():
+                row = TrialRow(
+                    folder.name, "unfinished", reason="the search was killed before it had noted this trial"
+                )
+                free_disk(self.out, row, [], 0)
+                if self.parent:
+                    self.parent.trial_ended(row)
 
     def _costs(self) -> dict[str, float]:
         """The serving cost of every architecture in the space, where the objective asks for it."""

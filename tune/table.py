@@ -17,6 +17,9 @@ from rich.table import Table
 from tune.points import shown
 from tune.rows import TrialRow, best_first
 
+# Ray Tune's names for a trial that has ended, and ours.
+_STATES = {"TERMINATED": "completed", "ERROR": "failed"}
+
 
 def build_table(rows: Sequence[TrialRow], title: str) -> Table:
     """The trials as a table, best first; a setting that is the same in all is left out."""
@@ -105,7 +108,7 @@ class TrialTable(Callback):  # type: ignore[misc]
             self.points[trial.trial_id] = trial.config["point"]
             known = self.rows.get(trial.trial_id)
             if known is None or known.state == "running":
-                state = {"TERMINATED": "completed", "ERROR": "failed"}.get(trial.status, "unfinished")
+                state = _STATES.get(trial.status, "unfinished")
                 row = self._row(trial, state)
                 if state == "completed" and row.epoch < self.epochs:
                     # One that was running when Ctrl-C came goes on with --resume; one that this session did not see
@@ -116,7 +119,9 @@ class TrialTable(Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray's hook: it is about to start what there is room for."""
-        self.begun = time.time() if math.isnan(self.begun) else self.begun
+        if math.isnan(self.begun):
+            self.begun = time.time()
+            self.settle([trial for trial in trials if trial.status in _STATES])  # ended in an earlier session
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray's hook: also called for each new start after a fault."""

@@ -15,6 +15,7 @@ from train.selection_scores import SelectionScores, read_selection_scores
 from tune.points import POINT_TAG, STATE_TAG, apply_point, point_tag
 from tune.space import SearchConfig
 
+TRIALS = "trials"
 # What Ray Tune was told last, and the mark of a trial that the search has closed: its checkpoints are gone.
 REPORTED, ENDED = "reported.json", "ended"
 _WAIT = 5.0  # seconds that a trial gives an MLflow that is away, at its end
@@ -22,7 +23,7 @@ _WAIT = 5.0  # seconds that a trial gives an MLflow that is away, at its end
 
 def trial_folder(out: Path, trial_id: str) -> Path:
     """Where a trial writes: one folder for its whole life, so that a restarted trial finds its checkpoint."""
-    return out / "trials" / trial_id
+    return out / TRIALS / trial_id
 
 
 def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str, str]) -> None:
@@ -59,7 +60,7 @@ def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> Tra
     """The configuration of a trial, which goes on where its folder has a checkpoint.
 
     One whose worker died or whose search was interrupted goes on after what it last saved; one that never saved
-    anything starts anew in what it left.
+    anything starts anew, in the same MLflow run.
     """
     if config.out is None:
         raise ValueError("the search has no folder")
@@ -68,7 +69,9 @@ def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> Tra
     # What MLflow could not take by then, the search sends: the next trial waits for this process.
     tracking = dataclasses.replace(trial.tracking, wait=min(trial.tracking.wait, _WAIT))
     saved = any((folder / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
-    return dataclasses.replace(trial, tracking=tracking, resume=saved, overwrite=not saved)
+    if folder.is_dir() and not saved and not told_at_end(trial):
+        checkpoint.forget(folder)
+    return dataclasses.replace(trial, tracking=tracking, resume=saved)
 
 
 def run_tags(

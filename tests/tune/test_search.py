@@ -94,6 +94,7 @@ def test_search__killed_resumed_interrupted_resumed_exported_and_registered(
 
     driver = Driver(tmp_path, "--resume")
     assert driver.end() == 0, driver.printed
+    assert "[2 of 2 trials ended" in driver.printed  # the one of an earlier session counts
     table = read_table(out / "trials.csv")
     assert [row.state for row in table] == ["completed", "completed"]
     assert {row.point["loss"] for row in table} == {"bce", "asl"}
@@ -112,7 +113,11 @@ def test_search__killed_resumed_interrupted_resumed_exported_and_registered(
     runs = client().search_runs([experiment.experiment_id])
     parent = json.loads((out / "search.json").read_text())["parent_run"]
     children = [run for run in runs if run.data.tags.get(PARENT_TAG) == parent]
-    assert len(runs) == 3
+    assert len(children) == len(runs) - 1
+    # The second trial began just before the kill: where Ray Tune had not noted it, it began anew under another id.
+    forgotten = [run for run in children if run.data.tags["trial_id"] not in {row.trial_id for row in table}]
+    assert all(run.info.status == "KILLED" for run in forgotten)
+    children = [run for run in children if run not in forgotten]
     assert len(children) == 2
     for run in children:
         assert run.data.tags[STATE_TAG] == "completed"
