@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
@@ -59,7 +60,7 @@ class Points(Searcher):  # type: ignore[misc]
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 sampler = optuna.samplers.TPESampler(
                     seed=config.seed,
-                    n_startup_trials=max(2, options.trials // 4),
+                    n_startup_trials=self._random_points(options.trials),
                     multivariate=True,
                     group=True,  # the settings of a loss are a branch of their own
                     constant_liar=True,
@@ -73,6 +74,25 @@ class Points(Searcher):  # type: ignore[misc]
                 for cell in config.space.cells():
                     self._study.enqueue_trial(cell)
         self.taken = sum(self._take(point, value) for point, value in earlier)
+        if options.sampler == "tpe" and not self.taken:
+            self._begin(self._random_points(options.trials), config.seed)
+
+    def _choices(self) -> dict[str, tuple[Any, ...]]:
+        return {name: axis.values for name, axis in self._space.axes().items() if isinstance(axis, Choice)}
+
+    def _random_points(self, trials: int) -> int:
+        """How many points are random before TPE chooses: a quarter, and no fewer than the longest list of choices."""
+        return max(2, trials // 4, *(len(values) for values in self._choices().values()))
+
+    def _begin(self, points: int, seed: int) -> None:
+        """Let the random points take every choice in turn: what was never tried, TPE hardly tries later."""
+        rng = np.random.default_rng(seed)
+        columns = {
+            name: [values[k % len(values)] for k in rng.permutation(points)]
+            for name, values in self._choices().items()
+        }
+        for k in range(points):
+            self._study.enqueue_trial({name: column[k] for name, column in columns.items()})
 
     def _take(self, point: Mapping[str, Any], value: float) -> bool:
         """Add an earlier trial; False where it lies outside the space."""

@@ -143,7 +143,8 @@ class SearchOptions:
         trials: how many points are tried; a grid is tried in whole rounds.
         hours: of wall time after which no trial goes on; 0 = no limit.
         sampler: "grid": every combination of the choices, the ranges drawn at random; "random"; "tpe": Optuna's
-            tree-structured Parzen estimator, after as many random points as a quarter of the trials.
+            tree-structured Parzen estimator, after random points: a quarter of the trials, and no fewer than the
+            longest list of choices, each of which they take in turn.
         scheduler: "asha" stops trials that lag behind (Li et al. 2020, arXiv:1810.05934); "hyperband" (Li et al.
             2018, arXiv:1603.06560) pauses them first; "none".
         objective: "map": the selection mAP; "map-and-cost": that and the serving cost of the architecture, for

@@ -46,6 +46,15 @@ def test_random__is_the_same_for_a_seed_and_stays_within_the_space() -> None:
         assert 4e-3 <= point["lr"] <= 1.2e-2
 
 
+def test_tpe__its_random_points_take_every_choice_in_turn() -> None:
+    for trials in (3, 24):
+        found = drawn(Points(config(sampler="tpe", trials=trials), {}), max(3, trials // 4))
+        losses = [point["loss"] for point in found]
+        assert sorted(losses) == sorted(["bce", "asl", "focal"] * (len(found) // 3))
+        backbones = [point["backbone"] for point in found]
+        assert abs(backbones.count("tiny_cnn") - backbones.count("tiny_resnet")) <= 1
+
+
 def test_tpe__learns_where_the_good_points_are() -> None:
     points = Points(config(sampler="tpe", trials=60), {})
     late = []
