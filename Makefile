@@ -26,7 +26,7 @@ demo: setup  ## search, export, serve, score and report on synthetic images (VOC
 	@$(BIN)/python demo.py $(if $(VOC),--voc "$(VOC)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 drill: setup  ## run the fault drills at length: 20,000 fuzz cases, minutes of overload, 10 minutes of memory slope
 	TAILACC_DRILL=long $(BIN)/python -m pytest -s --timeout 1800 tests/faults
