@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import importlib.util
 import os
 import re
 import time
@@ -17,15 +16,11 @@ import pytest
 
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
+from tests.serve import conftest as served
 
-# The same small models and server processes as in tests/serve, whose conftest pytest gives to its own folder alone.
-_spec = importlib.util.spec_from_file_location(
-    "serve_fixtures", Path(__file__).parents[1] / "serve" / "conftest.py"
-)
-_serve = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_serve)
-make_model, model_file, encode = _serve.make_model, _serve.model_file, _serve.encode
-start_server, free_port, run_async = _serve.start_server, _serve.free_port, _serve.run_async
+# The small models and server processes of tests/serve, whose conftest pytest gives to its own folder alone.
+make_model, model_file, encode = served.make_model, served.model_file, served.encode
+start_server, free_port, run_async = served.start_server, served.free_port, served.run_async
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from serve.lifecycle import ScoringServer
 from serve.scoring import score
 from serve.security_config import is_loopback
 from serve.tokens import parse_tokens
+from tests.serve.in_process import serving
 
 Code = grpc.StatusCode
 SECRETS = {name: sha256(name.encode()).hexdigest() for name in ("all", "scorer", "reader", "new")}
@@ -46,18 +47,8 @@ def served(run_async, model_file):
 
     def run(scenario, tokens="", start=True):
         async def whole():
-            config = ServerConfig(
-                model=str(model_file), listen="127.0.0.1:0", device="cpu", threads=1, tokens=tokens
-            )
-            server = ScoringServer(config)
-            await server.bind()
-            try:
-                if start:
-                    await server.start()
-                async with grpc.aio.insecure_channel(server.address) as channel:
-                    return await scenario(server, channel)
-            finally:
-                await server.stop(5)
+            async with serving(model_file, started=start, tokens=tokens) as (server, channel):
+                return await scenario(server, channel)
 
         return run_async(whole())
 

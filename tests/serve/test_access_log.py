@@ -6,49 +6,31 @@ import logging
 import re
 import signal
 import threading
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
 
 from proto.inference.v2 import inference_pb2 as oip
 from proto.inference.v2 import inference_pb2_grpc
-from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve import access_log
 from serve.access_log import AccessLog
 from serve.call import Call
-from serve.config import Limits, ServerConfig, Telemetry
+from serve.config import Limits, Telemetry
 from serve.inference_codec import join_bytes
-from serve.lifecycle import ScoringServer
 from serve.log_lines import set_up
+from tests.serve import in_process
+from tests.serve.in_process import score_request
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NAMES = ["id", "method", "peer", "model", "version", "images", "bytes", "code"]
 NAMES += ["ms", "queue_ms", "decode_ms", "inference_ms", "trace"]
 
 
-@asynccontextmanager
-async def serving(model, **options):
+def serving(model, **options):
     """A started server with an access log in JSON, and a channel to it."""
     telemetry = Telemetry(access_log=True, log_format="json")
-    config = ServerConfig(
-        **{"telemetry": telemetry} | options, model=str(model), listen="127.0.0.1:0", device="cpu", threads=1
-    )
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
-
-
-def _request(*images: bytes, **fields) -> pb.ScoreRequest:
-    return pb.ScoreRequest(
-        images=[pb.Image(id=f"i{n}", content=content) for n, content in enumerate(images)], **fields
-    )
+    return in_process.serving(model, **{"telemetry": telemetry} | options)
 
 
 class Stderr:
@@ -82,10 +64,10 @@ def test_access_log__one_line_a_request(run_async, model_file, encode, stderr):
                 ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-00"),
                 ("authorization", secret),
             )
-            call = stub.Score(_request(encode(0), encode(1), b"text"), metadata=metadata)
+            call = stub.Score(score_request(encode(0), encode(1), b"text"), metadata=metadata)
             await call
             told = dict(await call.trailing_metadata())
-            second = stub.Score(_request(encode(2)))
+            second = stub.Score(score_request(encode(2)))
             await second
             made = dict(await second.trailing_metadata())
             return told, made
@@ -99,7 +81,7 @@ def test_access_log__one_line_a_request(run_async, model_file, encode, stderr):
     assert first["method"] == "tailacc.v1.Scoring/Score"
     assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", first["peer"])
     assert (first["model"], first["version"], first["images"], first["code"]) == ("tailacc", "1", 3, "OK")
-    assert first["bytes"] == _request(encode(0), encode(1), b"text").ByteSize()
+    assert first["bytes"] == score_request(encode(0), encode(1), b"text").ByteSize()
     assert first["ms"] >= first["inference_ms"] > 0
     assert first["decode_ms"] > 0
     assert first["queue_ms"] >= 0
@@ -117,8 +99,8 @@ def test_access_log__refusals_and_errors_are_there(run_async, model_file, encode
             stub = scoring_pb2_grpc.ScoringStub(channel)
             trailing = []
             for request in (
-                _request(encode(0), encode(1)),
-                _request(encode(0), model="a\nb"),
+                score_request(encode(0), encode(1)),
+                score_request(encode(0), model="a\nb"),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as info:
                     await stub.Score(request, metadata=(("x-request-id", "e"),))
@@ -126,7 +108,7 @@ def test_access_log__refusals_and_errors_are_there(run_async, model_file, encode
             # As where all places are taken: before the message is read, with both lines of metadata.
             held = server.config.limits.inflight_images
             with server.admission.admit(held, 1), pytest.raises(grpc.aio.AioRpcError) as info:
-                await stub.Score(_request(encode(0)), metadata=(("x-request-id", "full"),))
+                await stub.Score(score_request(encode(0)), metadata=(("x-request-id", "full"),))
             trailing.append(dict(info.value.trailing_metadata()))
             return trailing
 
@@ -166,7 +148,7 @@ def test_access_log__an_id_that_is_none_is_replaced(run_async, model_file, encod
     async def scenario():
         async with serving(model_file) as (_, channel):
             await scoring_pb2_grpc.ScoringStub(channel).Score(
-                _request(encode(0)), metadata=(("x-request-id", told),)
+                score_request(encode(0)), metadata=(("x-request-id", told),)
             )
 
     run_async(scenario())
@@ -181,7 +163,7 @@ def test_access_log__off_by_default(run_async, model_file, encode, stderr):
     async def scenario():
         async with serving(model_file, telemetry=Telemetry()) as (_, channel):
             call = scoring_pb2_grpc.ScoringStub(channel).Score(
-                _request(encode(0)), metadata=(("x-request-id", "mine"),)
+                score_request(encode(0)), metadata=(("x-request-id", "mine"),)
             )
             await call
             return dict(await call.trailing_metadata())
@@ -299,7 +281,7 @@ def test_server__all_of_stderr_in_json(run_async, start_server, encode):
 
     async def scenario():
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await scoring_pb2_grpc.ScoringStub(channel).Score(_request(encode(0)))
+            await scoring_pb2_grpc.ScoringStub(channel).Score(score_request(encode(0)))
 
     run_async(scenario())
     code, _, errors = server.finish(signal.SIGTERM)

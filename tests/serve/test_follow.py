@@ -10,7 +10,6 @@ import signal
 import threading
 import weakref
 from collections import Counter
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -23,10 +22,8 @@ from onnx import numpy_helper
 from data.image import load
 from proto.inference.v2 import inference_pb2 as inference
 from proto.inference.v2 import inference_pb2_grpc
-from proto.tailacc.v1 import scoring_pb2 as pb
-from proto.tailacc.v1 import scoring_pb2_grpc
-from serve.config import ServerConfig
-from serve.lifecycle import ScoringServer
+from tests.serve import in_process
+from tests.serve.in_process import ask, fails, until
 
 
 class Registry:
@@ -98,29 +95,15 @@ def pair(make_model):
     return make_model(seed=1), make_model(seed=2)
 
 
-@asynccontextmanager
-async def serving(source: str, **options):
+def serving(source: str, **options):
     """A started server and a channel to it; the caller looks, or `follow_s` does."""
-    settings = {"threads": 1, "follow_s": 3600.0} | options
-    server = ScoringServer(ServerConfig(**settings, model=source, listen="127.0.0.1:0", device="cpu"))
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
+    return in_process.serving(source, **{"follow_s": 3600.0} | options)
 
 
 def _expected(path: Path, images: list[bytes]) -> np.ndarray:
     """Logits of each image alone, straight from ONNX Runtime."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return np.concatenate([session.run(["logit"], {"image": load(image, 32)[None]})[0] for image in images])
-
-
-async def _score(channel, *images: bytes, **options):
-    request = pb.ScoreRequest(images=[pb.Image(id=str(n), content=image) for n, image in enumerate(images)])
-    return await scoring_pb2_grpc.ScoringStub(channel).Score(request, **options)
 
 
 def _infer_request(*images: bytes, name: str = "", version: str = "") -> inference.ModelInferRequest:
@@ -140,17 +123,6 @@ async def _infer(channel, request: inference.ModelInferRequest) -> tuple[str, np
 def _read(answer: inference.ModelInferResponse) -> tuple[str, np.ndarray]:
     shape = tuple(answer.outputs[0].shape)
     return answer.model_version, np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(shape)
-
-
-async def _fails(call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        await call
-    return info.value
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 def _open_files() -> int:
@@ -179,7 +151,7 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
 
             async def by_score(count: int) -> None:
                 while not done.is_set():
-                    answer = await _score(channel, *images[:count])
+                    answer = await ask(channel, *images[:count])
                     check("Score", answer.model.version, np.array([row.logits for row in answer.results]))
 
             async def by_infer(count: int) -> None:
@@ -200,7 +172,7 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
 
             async def swap(number: int) -> None:
                 await asyncio.to_thread(model.promote, str(1 + number % 2))
-                await _until(lambda: server.following.swaps == number)
+                await until(lambda: server.following.swaps == number)
                 models.append(weakref.ref(server.models.all()[0].engine.model))
 
             async def settled() -> tuple[int, ...]:
@@ -227,10 +199,10 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
                     break
             done.set()
             await asyncio.gather(*clients)
-            await _until(lambda: server.models.all()[0].engine.batcher.idle)
+            await until(lambda: server.models.all()[0].engine.batcher.idle)
             stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
             name, now = model.name, server.models.all()[0].version
-            gone = await _fails(stub.ModelInfer(_infer_request(*images[:1], version="2", name=name)))
+            gone = await fails(stub.ModelInfer(_infer_request(*images[:1], version="2", name=name)))
             pinned = await _infer(channel, _infer_request(*images[:1], version=now, name=name))
             folders = os.listdir(server._folder.name)
             gc.collect()
@@ -314,13 +286,13 @@ def test_follow__a_version_that_does_not_pass_is_refused_once_and_shown(
                 await server.following.look(one)
             seen = one.refusals, one.swaps, one.refused_version, one.last_error
             index, folders = await _index(channel), os.listdir(server._folder.name)
-            version = (await _score(channel, encode(1))).model.version
+            version = (await ask(channel, encode(1))).model.version
             model.promote("1")  # rolled back: all is well again
             await server.following.look(one)
             well = one.last_error, one.refused_version, await _index(channel)
             model.promote("3")
             await server.following.look(one)
-            after = (await _score(channel, encode(1))).model.version
+            after = (await ask(channel, encode(1))).model.version
             return seen, index, folders, version, well, after, (server.following.swaps, one.refusals)
 
     seen, index, folders, version, well, after, counts = run_async(scenario())
@@ -367,7 +339,7 @@ def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
             for _ in range(3):
                 await server.following.look(one)
             seen = one.away, one.refusals, one.swaps, one.last_error
-            version = (await _score(channel, encode(1))).model.version
+            version = (await ask(channel, encode(1))).model.version
             if gone == "alias":
                 model.promote("2")
             elif gone == "bytes":
@@ -376,7 +348,7 @@ def test_follow__what_is_away_is_said_once_and_taken_up_when_it_is_back(
             else:
                 hidden.rename(file)
             await server.following.look(one)
-            after = (await _score(channel, encode(1))).model.version
+            after = (await ask(channel, encode(1))).model.version
             return seen, version, after, (one.away, one.swaps, one.last_error)
 
     seen, version, after, well = run_async(scenario())
@@ -410,12 +382,12 @@ def test_follow__a_long_request_ends_with_the_version_that_took_it(run_async, re
             one, old = server.models.following[0], server.models.all()[0]
             gate = _hold(server)
             # Six batches: two run, the others are decoded and wait.
-            long = asyncio.create_task(_score(channel, *images))
-            await _until(lambda: old.engine.batcher.running == 2)
+            long = asyncio.create_task(ask(channel, *images))
+            await until(lambda: old.engine.batcher.running == 2)
             model.promote("2")
             looking = asyncio.create_task(server.following.look(one))
-            await _until(lambda: one.swaps == 1)
-            waiting = asyncio.create_task(_score(channel, images[0]))
+            await until(lambda: one.swaps == 1)
+            waiting = asyncio.create_task(ask(channel, images[0]))
             await asyncio.sleep(0.1)
             during = looking.done(), len(os.listdir(server._folder.name)), old.engine.batcher.held
             gate.set()
@@ -451,14 +423,14 @@ def test_follow__the_worker_dies_while_the_new_version_loads(run_async, register
             server.following._load = slowly
             model.promote("2")
             looking = asyncio.create_task(server.following.look(one))
-            await _until(begun.is_set)
+            await until(begun.is_set)
             old.engine.model.run = end
-            lost = await _fails(_score(channel, encode(1)))
-            await _until(lambda: old.ready)
-            before = (await _score(channel, encode(1))).model.version
+            lost = await fails(ask(channel, encode(1)))
+            await until(lambda: old.ready)
+            before = (await ask(channel, encode(1))).model.version
             gate.set()
             await looking
-            after = (await _score(channel, encode(1))).model.version
+            after = (await ask(channel, encode(1))).model.version
             return lost, before, after, (server.worker.deaths, old.engine.restarts, one.refusals)
 
     lost, before, after, counts = run_async(scenario())
@@ -474,19 +446,19 @@ def test_follow__the_worker_dies_while_the_old_version_answers(run_async, regist
         async with serving(model.source, decode_threads=1) as (server, channel):
             one, old = server.models.following[0], server.models.all()[0]
             gate = _hold(server)
-            held = asyncio.create_task(_score(channel, encode(1)))
-            await _until(lambda: old.engine.batcher.running == 1)
+            held = asyncio.create_task(ask(channel, encode(1)))
+            await until(lambda: old.engine.batcher.running == 1)
             model.promote("2")
             looking = asyncio.create_task(server.following.look(one))
-            await _until(lambda: one.swaps == 1)
+            await until(lambda: one.swaps == 1)
             # Of the new one, behind the one that hangs.
-            queued = asyncio.create_task(_score(channel, encode(1)))
+            queued = asyncio.create_task(ask(channel, encode(1)))
             server.worker.stall_s = 0.5
-            lost = [await _fails(held), await _fails(queued)]
+            lost = [await fails(held), await fails(queued)]
             await looking
             new = server.models.all()[0]
-            await _until(lambda: new.ready)
-            answer = await _score(channel, encode(1))
+            await until(lambda: new.ready)
+            answer = await ask(channel, encode(1))
             gate.set()
             return lost, answer.model.version, old.engine.restarts, new.engine.restarts, server.worker.deaths
 
@@ -508,10 +480,10 @@ def test_follow__a_new_version_takes_the_place_of_one_that_cannot_be_opened_agai
                 raise SystemExit("the worker's end")
 
             old.engine.model.run = old.engine.model.reopen = broken
-            await _fails(_score(channel, encode(1)))
+            await fails(ask(channel, encode(1)))
             model.promote("2")
             await server.following.look(one)
-            return (await _score(channel, encode(1))).model.version, server.models.ready
+            return (await ask(channel, encode(1))).model.version, server.models.ready
 
     assert run_async(scenario()) == ("2", True)
 
@@ -542,11 +514,11 @@ def test_follow__sigterm_in_the_middle_of_a_swap(
         async with grpc.aio.insecure_channel(server.address) as channel:
             await asyncio.to_thread(model.promote, "2")
             while len(list(tmp_path.glob("tailacc-models-*/*"))) < 2:
-                answered += (await _score(channel, encode(1))).model.version == "1"
+                answered += (await ask(channel, encode(1))).model.version == "1"
             server.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(grpc.aio.AioRpcError):
                 while True:
-                    answered += (await _score(channel, encode(1))).model.version == "1"
+                    answered += (await ask(channel, encode(1))).model.version == "1"
             return answered
 
     answered = run_async(scenario())

@@ -1,6 +1,5 @@
 """The gate: what there is no room for is refused before its message is read."""
 
-import asyncio
 import threading
 
 import grpc
@@ -11,6 +10,7 @@ from proto.tailacc.v1 import scoring_pb2 as pb
 from serve import engine, inference_service, received, servicer
 from serve.config import Limits, ServerConfig
 from serve.lifecycle import ScoringServer
+from tests.serve.in_process import until
 
 SCORE = "/tailacc.v1.Scoring/Score"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -59,11 +59,6 @@ async def _serve(model, limits):
     return server
 
 
-async def _until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
 def test_gate__a_full_server_answers_without_reading_the_message(run_async, model_file, encode, read, gate):
     messages = _messages(encode)
     large = pb.ScoreRequest(images=[pb.Image(id="a", content=bytes(20_000_000))]).SerializeToString()
@@ -74,7 +69,7 @@ def test_gate__a_full_server_answers_without_reading_the_message(run_async, mode
             await server.start()
             async with grpc.aio.insecure_channel(server.address) as channel:
                 held = channel.unary_unary(SCORE)(messages[SCORE])
-                await _until(lambda: server.admission.requests == 1)
+                await until(lambda: server.admission.requests == 1)
                 errors = []
                 for method, message in ((SCORE, messages[SCORE]), (INFER, messages[INFER]), (SCORE, large)):
                     for _ in range(20 if message is not large else 1):

@@ -3,9 +3,7 @@
 import asyncio
 import threading
 import time
-from contextlib import asynccontextmanager
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -13,36 +11,9 @@ from proto.inference.v2 import inference_pb2 as inference
 from proto.inference.v2 import inference_pb2_grpc
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
-from serve.config import ServerConfig
-from serve.lifecycle import ScoringServer
+from tests.serve.in_process import ask, code_of, serving
 
 Health = health_pb2.HealthCheckResponse.ServingStatus
-
-
-@asynccontextmanager
-async def serving(model, **options):
-    config = ServerConfig(**options, model=str(model), listen="127.0.0.1:0", device="cpu", threads=1)
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
-
-
-async def _score(channel, image: bytes):
-    request = pb.ScoreRequest(images=[pb.Image(id="a", content=image)])
-    return await scoring_pb2_grpc.ScoringStub(channel).Score(request)
-
-
-async def _code(call) -> str:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code().name
-    return "OK"
 
 
 async def _ready(channel) -> tuple[bool, bool, str]:
@@ -86,12 +57,14 @@ def test_health__a_lost_worker_is_seen_by_watch_and_by_both_protocols(run_async,
             engine.model.run, engine.model.reopen = lost, slowly
             began = time.monotonic()
             infer = inference.ModelInferRequest(raw_input_contents=[(4).to_bytes(4, "little") + b"1234"])
-            codes = [await _code(_score(channel, encode(1)))]
+            codes = [await code_of(ask(channel, encode(1)))]
             while len(watched) < 2 * len(names):
                 await asyncio.sleep(0.01)
             infer.inputs.add(name="jpeg", datatype="BYTES", shape=[1])
-            codes.append(await _code(inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(infer)))
-            codes.append(await _code(_score(channel, encode(1))))
+            codes.append(
+                await code_of(inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(infer))
+            )
+            codes.append(await code_of(ask(channel, encode(1))))
             down = await _ready(channel)
             # The model is still there to be asked about.
             await scoring_pb2_grpc.ScoringStub(channel).GetModel(pb.GetModelRequest())
@@ -99,7 +72,7 @@ def test_health__a_lost_worker_is_seen_by_watch_and_by_both_protocols(run_async,
             while len(watched) < 3 * len(names):
                 await asyncio.sleep(0.01)
             up = await _ready(channel)
-            codes.append(await _code(_score(channel, encode(1))))
+            codes.append(await code_of(ask(channel, encode(1))))
             hang.set()
             for task in watching:
                 task.cancel()
@@ -133,10 +106,10 @@ def test_health__opening_a_large_model_again_is_no_stall(run_async, model_file, 
                 return again()
 
             engine.model.run, engine.model.reopen = end, slowly
-            codes = [await _code(_score(channel, encode(1)))]
+            codes = [await code_of(ask(channel, encode(1)))]
             while not engine.ready:
                 await asyncio.sleep(0.01)
-            codes.append(await _code(_score(channel, encode(1))))
+            codes.append(await code_of(ask(channel, encode(1))))
             return codes, server.worker.deaths, engine.restarts
 
     assert run_async(scenario()) == (["UNAVAILABLE", "OK"], 1, 1)

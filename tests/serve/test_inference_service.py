@@ -15,9 +15,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from data.image import load
 from proto.inference.v2 import inference_pb2 as pb
 from proto.inference.v2 import inference_pb2_grpc
-from serve.config import Limits, ServerConfig
+from serve.config import Limits
 from serve.inference_codec import join_bytes, split_bytes
-from serve.lifecycle import ScoringServer
+from tests.serve import in_process
+from tests.serve.in_process import fails, until
 
 SIDE = 32
 UNARY = [method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
@@ -25,20 +26,12 @@ UNARY.remove("ModelStreamInfer")
 
 
 @asynccontextmanager
-async def serving(model, started=True, **options):
+async def serving(model, **options):
     """A server and a stub with its channel."""
-    config = ServerConfig(model=str(model), listen="127.0.0.1:0", device="cpu", threads=1, **options)
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        if started:
-            await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            stub.channel = channel
-            yield server, stub
-    finally:
-        await server.stop(5)
+    async with in_process.serving(model, **options) as (server, channel):
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.channel = channel
+        yield server, stub
 
 
 def _jpeg(*images, outputs=(), **fields):
@@ -78,12 +71,6 @@ def _offline(model, images):
     return session.run(["logit", "score"], {"image": np.stack([load(image, SIDE) for image in images])})
 
 
-async def _fails(call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        await call
-    return info.value
-
-
 def _block(server) -> threading.Event:
     """Make the model wait until the event is set."""
     gate = threading.Event()
@@ -96,11 +83,6 @@ def _block(server) -> threading.Event:
 
     model.run = blocked
     return gate
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def _idle(server) -> bool:
@@ -142,7 +124,7 @@ def test_model_infer__a_bad_image_fails_the_request_or_has_its_status(run_async,
 
     async def scenario():
         async with serving(model_file, limits=Limits(image_bytes=5000)) as (_, stub):
-            refused = await _fails(stub.ModelInfer(_jpeg(*images)))
+            refused = await fails(stub.ModelInfer(_jpeg(*images)))
             outputs = ("status", "score", "message", "logit")
             return refused, await stub.ModelInfer(_jpeg(*images, outputs=outputs, id="mixed"))
 
@@ -168,7 +150,7 @@ def test_model_infer__a_failure_of_the_model_is_internal(run_async, make_model, 
 
     async def scenario():
         async with serving(make_model("log")) as (_, stub):
-            refused = await _fails(stub.ModelInfer(_jpeg(encode(1), black)))
+            refused = await fails(stub.ModelInfer(_jpeg(encode(1), black)))
             return refused, await stub.ModelInfer(_jpeg(encode(1), black, outputs=("status",)))
 
     refused, answer = run_async(scenario())
@@ -183,7 +165,7 @@ def test_model_infer__names_and_rules(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file) as (_, stub):
             return [
-                await _fails(stub.ModelInfer(request))
+                await fails(stub.ModelInfer(request))
                 for request in (
                     _jpeg(image, model_name="other"),
                     _jpeg(image, model_version="7"),
@@ -211,9 +193,7 @@ def test_service__bytes_that_are_no_message(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file) as (_, stub):
             prefix = "/inference.GRPCInferenceService/"
-            errors = [
-                await _fails(stub.channel.unary_unary(prefix + name)(b"\xff\xff\xff")) for name in UNARY
-            ]
+            errors = [await fails(stub.channel.unary_unary(prefix + name)(b"\xff\xff\xff")) for name in UNARY]
             stream = stub.channel.stream_stream(
                 prefix + "ModelStreamInfer",
                 response_deserializer=pb.ModelStreamInferResponse.FromString,
@@ -236,7 +216,7 @@ def test_service__calls_of_the_protocol_that_are_not_here(run_async, model_file)
     async def scenario():
         async with serving(model_file) as (_, stub):
             return [
-                await _fails(stub.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b""))
+                await fails(stub.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b""))
                 for name in names
             ]
 
@@ -298,7 +278,7 @@ def test_model_statistics__counts_requests_images_and_batches(run_async, model_f
             before = await stub.ModelStatistics(pb.ModelStatisticsRequest())
             await stub.ModelInfer(_jpeg(*images))
             await stub.ModelInfer(_jpeg(images[0]))
-            await _fails(stub.ModelInfer(_jpeg(images[0], timeout=1)))
+            await fails(stub.ModelInfer(_jpeg(images[0], timeout=1)))
             after = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="tailacc"))
             return before.model_stats[0], after.model_stats[0]
 
@@ -332,18 +312,18 @@ def test_ready__only_between_loading_and_the_drain(run_async, model_file, encode
         async with serving(model_file, started=False) as (server, stub):
             loading = await states(stub)
             errors = [
-                await _fails(stub.ModelInfer(_jpeg(encode(1)))),
-                await _fails(stub.ModelMetadata(pb.ModelMetadataRequest(name="tailacc"))),
+                await fails(stub.ModelInfer(_jpeg(encode(1)))),
+                await fails(stub.ModelMetadata(pb.ModelMetadataRequest(name="tailacc"))),
             ]
             await server.start()
             ready = await states(stub)
             gate = _block(server)
             accepted = asyncio.create_task(call(stub))
-            await _until(lambda: server.admission.requests == 1)
+            await until(lambda: server.admission.requests == 1)
             stopping = asyncio.create_task(server.stop(30))
-            await _until(lambda: server.admission.closed)
+            await until(lambda: server.admission.closed)
             draining = await states(stub)
-            errors.append(await _fails(stub.ModelInfer(_jpeg(encode(1)))))
+            errors.append(await fails(stub.ModelInfer(_jpeg(encode(1)))))
             gate.set()
             answer = await accepted
             return loading, ready, draining, errors, answer, await stopping
@@ -373,8 +353,8 @@ def test_admission__a_full_server_says_when_to_come_back_and_still_describes_its
         async with serving(model_file, limits=limits) as (server, stub):
             gate = _block(server)
             held = asyncio.create_task(call(stub))
-            await _until(lambda: server.admission.requests == 1)
-            refused = await _fails(call(stub))
+            await until(lambda: server.admission.requests == 1)
+            refused = await fails(call(stub))
             streamed = [answer async for answer in stub.ModelStreamInfer(iter([_jpeg(encode(2), id="b")]))]
             assert (await stub.ModelMetadata(pb.ModelMetadataRequest(name="tailacc"))).name == "tailacc"
             assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
@@ -399,10 +379,10 @@ def test_deadline__the_earlier_of_the_parameter_and_grpc(run_async, model_file, 
     async def scenario():
         async with serving(model_file) as (server, stub):
             gate = _block(server)
-            error = await _fails(stub.ModelInfer(_jpeg(encode(1), timeout=micros), timeout=seconds))
-            await _until(lambda: server.admission.requests == 0)
+            error = await fails(stub.ModelInfer(_jpeg(encode(1), timeout=micros), timeout=seconds))
+            await until(lambda: server.admission.requests == 0)
             gate.set()
-            await _until(lambda: _idle(server))
+            await until(lambda: _idle(server))
             answer = await stub.ModelInfer(_jpeg(encode(1)))
             return error, len(answer.outputs)
 
@@ -426,12 +406,12 @@ def test_cancel__nothing_is_left(run_async, model_file, encode, kind):
                 call = stub.ModelStreamInfer()
                 for image in images:
                     await call.write(_jpeg(image))
-            await _until(lambda: server.admission.images == 6)
+            await until(lambda: server.admission.images == 6)
             call.cancel()
-            await _until(lambda: server.admission.requests == 0)
+            await until(lambda: server.admission.requests == 0)
             gate.set()
-            await _until(lambda: _idle(server))
-            await _until(lambda: len(asyncio.all_tasks()) <= before)
+            await until(lambda: _idle(server))
+            await until(lambda: len(asyncio.all_tasks()) <= before)
             found = await stub.ModelStatistics(pb.ModelStatisticsRequest())
             answer = await stub.ModelInfer(_jpeg(images[0]))
             return found.model_stats[0], len(answer.outputs)
@@ -454,7 +434,7 @@ def test_model_stream_infer__in_order_around_errors(run_async, model_file, encod
     async def scenario():
         async with serving(model_file, max_batch=4) as (server, stub):
             answers = [answer async for answer in stub.ModelStreamInfer(iter(requests))]
-            await _until(lambda: _idle(server))
+            await until(lambda: _idle(server))
             return answers
 
     answers = run_async(scenario())
@@ -486,7 +466,7 @@ def test_model_stream_infer__requests_share_batches(run_async, model_file, encod
             stream = stub.ModelStreamInfer()
             for number in range(9):
                 await stream.write(_jpeg(encode(number), id=str(number)))
-            await _until(lambda: server.admission.requests == 9)
+            await until(lambda: server.admission.requests == 9)
             gate.set()
             ids = [(await stream.read()).infer_response.id for _ in range(9)]
             await stream.done_writing()
@@ -506,7 +486,7 @@ def test_service__several_models(run_async, make_model, encode):
     async def scenario():
         async with serving(f"one={first},two={second}") as (_, stub):
             answers = [await stub.ModelInfer(_jpeg(image, model_name=name)) for name in ("one", "two", "")]
-            error = await _fails(stub.ModelInfer(_jpeg(image)))
+            error = await fails(stub.ModelInfer(_jpeg(image)))
             found = await stub.ModelStatistics(pb.ModelStatisticsRequest())
             index = await stub.RepositoryIndex(pb.RepositoryIndexRequest())
             health = health_pb2_grpc.HealthStub(stub.channel)
@@ -514,7 +494,7 @@ def test_service__several_models(run_async, make_model, encode):
             states = [
                 (await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in services
             ]
-            unknown = await _fails(health.Check(health_pb2.HealthCheckRequest(service="three")))
+            unknown = await fails(health.Check(health_pb2.HealthCheckRequest(service="three")))
             return answers, error, found, index, states, unknown
 
     answers, error, found, index, states, unknown = run_async(scenario())

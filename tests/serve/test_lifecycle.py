@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager
 
 import grpc
 import numpy as np
@@ -17,39 +16,10 @@ from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
 from serve.config import Limits, ServerConfig
 from serve.lifecycle import ScoringServer, banner
+from tests.serve.in_process import ask, fails, serving, until
 
 Code = pb.ImageStatus.Code
 Health = health_pb2.HealthCheckResponse.ServingStatus
-
-
-@asynccontextmanager
-async def serving(model, **options):
-    """A started server and a channel to it."""
-    config = ServerConfig(**{"threads": 1} | options, model=str(model), listen="127.0.0.1:0", device="cpu")
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
-
-
-def _request(*images: bytes) -> pb.ScoreRequest:
-    return pb.ScoreRequest(
-        images=[pb.Image(id=f"i{number}", content=content) for number, content in enumerate(images)]
-    )
-
-
-async def _score(channel, *images: bytes, **options):
-    return await scoring_pb2_grpc.ScoringStub(channel).Score(_request(*images), **options)
-
-
-async def _fails(call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        await call
-    return info.value
 
 
 async def _health(channel, service="") -> str:
@@ -90,19 +60,14 @@ def _counters(server) -> tuple[int, ...]:
     )
 
 
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
 def test_score__equals_offline_whatever_the_batch(run_async, model_file, encode):
     images = [encode(seed) for seed in range(20)]
 
     async def scenario():
         async with serving(model_file, max_batch=7) as (_, channel):
-            together = await _score(channel, *images)
+            together = await ask(channel, *images)
             # Many callers at once: images of different calls share batches.
-            alone = await asyncio.gather(*(_score(channel, image) for image in images))
+            alone = await asyncio.gather(*(ask(channel, image) for image in images))
             return together, alone
 
     together, alone = run_async(scenario())
@@ -122,7 +87,7 @@ def test_score__bad_images_have_their_own_status(run_async, model_file, encode):
 
     async def scenario():
         async with serving(model_file, limits=Limits(image_bytes=5000)) as (_, channel):
-            return await _score(channel, *images)
+            return await ask(channel, *images)
 
     response = run_async(scenario())
     codes = [Code.Name(result.status.code) for result in response.results]
@@ -157,7 +122,7 @@ def test_score__a_decoder_fault_stays_with_its_image(run_async, model_file, enco
 
     async def scenario():
         async with serving(model_file) as (_, channel):
-            return await _score(channel, encode(1), bad, encode(2))
+            return await ask(channel, encode(1), bad, encode(2))
 
     response = run_async(scenario())
     assert [result.status.code for result in response.results] == [
@@ -173,8 +138,8 @@ def test_score__an_inference_error_hurts_its_own_image_alone(run_async, make_mod
 
     async def scenario():
         async with serving(make_model("gather"), max_batch=3, max_delay_ms=500) as (server, channel):
-            failed = await _score(channel, encode(1), white, encode(2))
-            fine = await _score(channel, encode(1), encode(2), encode(3))
+            failed = await ask(channel, encode(1), white, encode(2))
+            fine = await ask(channel, encode(1), encode(2), encode(3))
             return failed, fine, server.admission.requests
 
     failed, fine, in_flight = run_async(scenario())
@@ -191,7 +156,7 @@ def test_score__an_inference_error_hurts_its_own_image_alone(run_async, make_mod
 def test_score__a_value_that_is_not_finite_is_a_failure(run_async, make_model, encode):
     async def scenario():
         async with serving(make_model("log")) as (_, channel):
-            return await _score(channel, encode(1), encode(0, colour=(0, 0, 0)), encode(2))
+            return await ask(channel, encode(1), encode(0, colour=(0, 0, 0)), encode(2))
 
     results = run_async(scenario()).results
     assert [result.status.code for result in results] == [
@@ -240,17 +205,17 @@ def test_health__not_serving_before_warm_and_during_the_drain(run_async, model_f
 
             watching = asyncio.create_task(watch())
             seen += [await _health(channel), await _health(channel, "tailacc.v1.Scoring")]
-            early = await _fails(_score(channel, encode(1)))
-            early_model = await _fails(scoring_pb2_grpc.ScoringStub(channel).GetModel(pb.GetModelRequest()))
+            early = await fails(ask(channel, encode(1)))
+            early_model = await fails(scoring_pb2_grpc.ScoringStub(channel).GetModel(pb.GetModelRequest()))
             await server.start()
             seen += [await _health(channel), await _health(channel, "tailacc.v1.Scoring")]
             gate = _block(server)
-            accepted = asyncio.create_task(_score(channel, encode(1)))
-            await _until(lambda: server.admission.requests == 1)
+            accepted = asyncio.create_task(ask(channel, encode(1)))
+            await until(lambda: server.admission.requests == 1)
             stopping = asyncio.create_task(server.stop(30))
             await asyncio.sleep(0.01)
             seen.append(await _health(channel))
-            late = await _fails(_score(channel, encode(1)))
+            late = await fails(ask(channel, encode(1)))
             gate.set()
             answer = await accepted
             lost = await stopping
@@ -271,10 +236,10 @@ def test_stop__counts_what_the_grace_period_cut_off(run_async, model_file, encod
     async def scenario():
         async with serving(model_file) as (server, channel):
             gate = _block(server)
-            calls = [asyncio.create_task(_score(channel, encode(n))) for n in range(3)]
-            await _until(lambda: server.admission.requests == 3)
+            calls = [asyncio.create_task(ask(channel, encode(n))) for n in range(3)]
+            await until(lambda: server.admission.requests == 3)
             stopping = asyncio.create_task(server.stop(0.05))
-            errors = [await _fails(call) for call in calls]
+            errors = [await fails(call) for call in calls]
             gate.set()  # the thread itself cannot be interrupted
             return await stopping, {error.code() for error in errors}, server.admission.requests
 
@@ -324,7 +289,7 @@ def test_score__a_request_against_the_rules_names_the_rule(run_async, model_file
     async def scenario():
         limits = Limits(request_images=4, request_bytes=10_000, image_bytes=10_000)
         async with serving(model_file, limits=limits) as (_, channel):
-            return await _fails(scoring_pb2_grpc.ScoringStub(channel).Score(request_))
+            return await fails(scoring_pb2_grpc.ScoringStub(channel).Score(request_))
 
     error = run_async(scenario())
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -335,8 +300,8 @@ def test_score__a_far_too_long_message_is_refused_by_the_transport(run_async, mo
     async def scenario():
         limits = Limits(request_bytes=10_000, image_bytes=10_000)
         async with serving(model_file, limits=limits) as (_, channel):
-            error = await _fails(_score(channel, bytes(30_000)))
-            return error, await _score(channel, encode(1))
+            error = await fails(ask(channel, bytes(30_000)))
+            return error, await ask(channel, encode(1))
 
     error, after = run_async(scenario())
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -365,15 +330,15 @@ def test_score__a_full_server_pushes_back(run_async, model_file, encode, limits,
         async with serving(model_file, limits=limits) as (server, channel):
             gate = _block(server)
             image = encode(1) + bytes(15_000 if len(sizes) == 2 else 0)
-            held = [asyncio.create_task(_score(channel, *[image] * size)) for size in sizes[:-1]]
-            await _until(lambda: server.admission.requests == len(held))
-            refused = await _fails(_score(channel, *[image] * sizes[-1]))
+            held = [asyncio.create_task(ask(channel, *[image] * size)) for size in sizes[:-1]]
+            await until(lambda: server.admission.requests == len(held))
+            refused = await fails(ask(channel, *[image] * sizes[-1]))
             # Neither health nor the description is shed.
             health = await _health(channel)
             await scoring_pb2_grpc.ScoringStub(channel).GetModel(pb.GetModelRequest())
             gate.set()
             answers = await asyncio.gather(*held)
-            after = await _score(channel, *[image] * sizes[-1])
+            after = await ask(channel, *[image] * sizes[-1])
             admission = server.admission
             return refused, health, answers, after, (admission.requests, admission.images, admission.size)
 
@@ -396,20 +361,20 @@ def test_score__expired_and_cancelled_work_is_dropped(run_async, model_file, enc
             gate = _block(server)
             batcher = _engine(server).batcher
             timeout = 1.0 if how == "deadline" else None
-            calls = [asyncio.create_task(_score(channel, encode(0), timeout=timeout))]
-            await _until(lambda: batcher.running == 1)
-            calls += [asyncio.create_task(_score(channel, encode(n), timeout=timeout)) for n in range(1, 6)]
-            await _until(lambda: batcher.ready == 5)
+            calls = [asyncio.create_task(ask(channel, encode(0), timeout=timeout))]
+            await until(lambda: batcher.running == 1)
+            calls += [asyncio.create_task(ask(channel, encode(n), timeout=timeout)) for n in range(1, 6)]
+            await until(lambda: batcher.ready == 5)
             if how == "cancel":
                 for call in calls:
                     call.cancel()
             answers = await asyncio.gather(*calls, return_exceptions=True)
-            await _until(lambda: server.admission.requests == batcher.held == batcher.ready == 0)
+            await until(lambda: server.admission.requests == batcher.held == batcher.ready == 0)
             executed = _engine(server).statistics.execution_count
             gate.set()
-            await _until(lambda: not any(_counters(server)))
+            await until(lambda: not any(_counters(server)))
             statistics = _engine(server).statistics
-            return answers, executed, statistics, await _score(channel, encode(1))
+            return answers, executed, statistics, await ask(channel, encode(1))
 
     answers, executed, statistics, after = run_async(scenario())
     if how == "deadline":
@@ -440,15 +405,15 @@ def test_score__work_is_dropped_before_it_is_decoded(run_async, model_file, enco
         async with serving(model_file, decode_threads=1) as (server, channel):
             batcher = _engine(server).batcher
             timeout = 1.0 if how == "deadline" else None
-            calls = [asyncio.create_task(_score(channel, encode(n), timeout=timeout)) for n in range(4)]
-            await _until(lambda: (batcher.decoding, batcher.queued) == (1, 3))
+            calls = [asyncio.create_task(ask(channel, encode(n), timeout=timeout)) for n in range(4)]
+            await until(lambda: (batcher.decoding, batcher.queued) == (1, 3))
             if how == "cancel":
                 for call in calls:
                     call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            await _until(lambda: server.admission.requests == batcher.held == batcher.queued == 0)
+            await until(lambda: server.admission.requests == batcher.held == batcher.queued == 0)
             gate.set()
-            await _until(lambda: not any(_counters(server)))
+            await until(lambda: not any(_counters(server)))
             return _engine(server).statistics.inference_count
 
     assert run_async(scenario()) == 0
@@ -462,9 +427,9 @@ def test_score__a_deadline_that_cannot_be_met_is_refused_at_once(run_async, mode
             gate = _block(server)
             engine._pace = 2.0
             engine._decode_pace = 0.0
-            held = asyncio.create_task(_score(channel, encode(1)))
-            await _until(lambda: engine.batcher.running == 1)
-            refused = await _fails(_score(channel, encode(2), timeout=1.5))
+            held = asyncio.create_task(ask(channel, encode(1)))
+            await until(lambda: engine.batcher.running == 1)
+            refused = await fails(ask(channel, encode(2), timeout=1.5))
             gate.set()
             return refused, await held
 
@@ -483,10 +448,10 @@ def test_score__the_work_before_a_request_is_decoding_too(run_async, model_file,
         async with serving(model_file, decode_threads=2, threads=2, max_batch=1) as (server, channel):
             engine = _engine(server)
             gate = _block(server)
-            held = [asyncio.create_task(_score(channel, encode(n))) for n in range(6)]
-            await _until(lambda: engine.batcher.running == 2 and engine.batcher.queued == 4)
+            held = [asyncio.create_task(ask(channel, encode(n))) for n in range(6)]
+            await until(lambda: engine.batcher.running == 2 and engine.batcher.queued == 4)
             engine._pace, engine._decode_pace = 0.001, 5.0
-            refused = await _fails(_score(channel, encode(9), timeout=8))
+            refused = await fails(ask(channel, encode(9), timeout=8))
             gate.set()
             await asyncio.gather(*held)
             return refused
@@ -511,8 +476,8 @@ def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_as
 
             if how == "dies":
                 engine.model.run = end
-            calls = [asyncio.create_task(_score(channel, encode(n))) for n in range(3)]
-            await _until(lambda: engine.batcher.ready + engine.batcher.running == 3)
+            calls = [asyncio.create_task(ask(channel, encode(n))) for n in range(3)]
+            await until(lambda: engine.batcher.ready + engine.batcher.running == 3)
             reopened = threading.Event()
             reopen = engine.model.reopen
 
@@ -523,8 +488,8 @@ def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_as
             engine.model.reopen = slowly
             if how == "dies":
                 gate.set()
-            errors = [await _fails(call) for call in calls]
-            late = await _fails(_score(channel, encode(1)))
+            errors = [await fails(call) for call in calls]
+            late = await fails(ask(channel, encode(1)))
             while await _health(channel) == "SERVING":
                 await asyncio.sleep(0.02)
             health = [await _health(channel, name) for name in ("tailacc.v1.Scoring", "tailacc")]
@@ -532,8 +497,8 @@ def test_worker__its_death_gives_back_what_it_held_and_another_takes_over(run_as
             gate.set()
             while await _health(channel) != "SERVING":
                 await asyncio.sleep(0.02)
-            answer = await _score(channel, encode(1))
-            await _until(lambda: not any(_counters(server)))
+            answer = await ask(channel, encode(1))
+            await until(lambda: not any(_counters(server)))
             return errors, late, health, answer, (server.worker.deaths, engine.restarts)
 
     errors, late, health, answer, counts = run_async(scenario())
@@ -559,16 +524,16 @@ def test_worker__batches_run_at_once_and_the_one_that_hangs_ends_the_worker(run_
                 return run(images, alone)
 
             engine.model.run = together
-            pair = await _score(channel, encode(1), encode(2))  # breaks where one waits for the other
+            pair = await ask(channel, encode(1), encode(2))  # breaks where one waits for the other
             engine.model.run = lambda *arguments: hang.wait(30) and run(*arguments)
-            stuck = asyncio.create_task(_score(channel, encode(1)))
-            await _until(lambda: engine.batcher.running == 1)
+            stuck = asyncio.create_task(ask(channel, encode(1)))
+            await until(lambda: engine.batcher.running == 1)
             engine.model.run = run
-            alive = await _score(channel, encode(3))
-            lost = await _fails(stuck)
+            alive = await ask(channel, encode(3))
+            lost = await fails(stuck)
             hang.set()
-            await _until(lambda: engine.ready)
-            after = await _score(channel, encode(1))
+            await until(lambda: engine.ready)
+            after = await ask(channel, encode(1))
             return pair, seen, alive, lost, after, server.worker.deaths
 
     pair, seen, alive, lost, after, deaths = run_async(scenario())
@@ -589,9 +554,9 @@ def test_worker__a_model_that_fails_on_its_golden_image_too_is_opened_again(run_
                 raise RuntimeError("the device is lost")
 
             engine.model.run = broken
-            lost = await _fails(_score(channel, encode(1)))
-            await _until(lambda: engine.ready)
-            return lost, await _score(channel, encode(1)), engine.restarts
+            lost = await fails(ask(channel, encode(1)))
+            await until(lambda: engine.ready)
+            return lost, await ask(channel, encode(1)), engine.restarts
 
     lost, answer, restarts = run_async(scenario())
     assert lost.code() is grpc.StatusCode.UNAVAILABLE
@@ -611,7 +576,7 @@ def test_score__several_models_in_one_server(run_async, make_model, encode):
                 await stub.Score(pb.ScoreRequest(images=[image], model=name))
                 for name in ("", "tailacc", "second")
             ]
-            unknown = await _fails(stub.Score(pb.ScoreRequest(images=[image], model="third")))
+            unknown = await fails(stub.Score(pb.ScoreRequest(images=[image], model="third")))
             described = await stub.GetModel(pb.GetModelRequest(model="second"))
             return answers, unknown, described, await _health(channel, "second"), banner(server)
 
@@ -638,8 +603,8 @@ def test_score__pixels_equal_files_bit_for_bit(run_async, model_file, encode):
             images.insert(2, pb.Image(id="short", pixels=b"123"))
             told = _engine(server).model.info.preprocessing
             pixels = await stub.Score(pb.ScoreRequest(images=images, preprocessing=told))
-            other = await _fails(stub.Score(pb.ScoreRequest(images=images, preprocessing="other")))
-            return pixels, other, await _score(channel, *files)
+            other = await fails(stub.Score(pb.ScoreRequest(images=images, preprocessing="other")))
+            return pixels, other, await ask(channel, *files)
 
     pixels, other, together = run_async(scenario())
     short = pixels.results.pop(2)
@@ -653,8 +618,8 @@ def test_score__pixels_equal_files_bit_for_bit(run_async, model_file, encode):
 def test_statistics__count_requests_images_and_batches(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file, max_batch=4, max_delay_ms=500, decode_threads=1) as (server, channel):
-            await _score(channel, *(encode(n) for n in range(7)), b"text")
-            await _score(channel, encode(1))
+            await ask(channel, *(encode(n) for n in range(7)), b"text")
+            await ask(channel, encode(1))
             return server.models.get("tailacc").statistics
 
     statistics = run_async(scenario())

@@ -6,7 +6,6 @@ import io
 import struct
 import threading
 import zlib
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -17,8 +16,8 @@ from PIL import Image
 from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
 from serve import engine, memory
-from serve.config import Limits, ServerConfig
-from serve.lifecycle import ScoringServer
+from serve.config import Limits
+from tests.serve.in_process import running
 
 SCORE, MODEL = "/tailacc.v1.Scoring/Score", "/tailacc.v1.Scoring/GetModel"
 CHECK = "/grpc.health.v1.Health/Check"
@@ -26,18 +25,8 @@ Code = grpc.StatusCode
 _MIB = 1 << 20
 
 
-@asynccontextmanager
-async def _serving(model_file, **limits):
-    config = ServerConfig(
-        model=str(model_file), listen="127.0.0.1:0", device="cpu", threads=1, limits=Limits(**limits)
-    )
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        yield server
-    finally:
-        await server.stop(5)
+def _serving(model_file, **limits):
+    return running(model_file, limits=Limits(**limits))
 
 
 def _own_channel(address: str) -> grpc.aio.Channel:

@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,31 +30,17 @@ from serve.inference_codec import join_bytes
 from serve.lifecycle import ScoringServer, banner
 from serve.received import Received
 from serve.service import ServedModel
+from tests.serve import in_process
+from tests.serve.in_process import code_of, score_request, until
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {"model": "tailacc", "version": "1"}
 SCORE = "tailacc.v1.Scoring/Score"
 
 
-@asynccontextmanager
-async def serving(model, **options):
+def serving(model, **options):
     """A started server with metrics, and a channel to it."""
-    config = ServerConfig(
-        model=str(model),
-        listen="127.0.0.1:0",
-        device="cpu",
-        threads=1,
-        telemetry=Telemetry(metrics="0"),
-        **options,
-    )
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
+    return in_process.serving(model, telemetry=Telemetry(metrics="0"), **options)
 
 
 def _get(address, path="/metrics", accept="text/plain"):
@@ -78,10 +63,6 @@ def _value(scraped, name, **labels) -> float:
     return scraped[name, tuple(sorted(labels.items()))]
 
 
-def _request(*images: bytes) -> pb.ScoreRequest:
-    return pb.ScoreRequest(images=[pb.Image(id=f"i{n}", content=content) for n, content in enumerate(images)])
-
-
 def _infer(*images: bytes, **parameters: int) -> oip.ModelInferRequest:
     request = oip.ModelInferRequest(
         inputs=[oip.ModelInferRequest.InferInputTensor(name="jpeg", datatype="BYTES", shape=[len(images)])],
@@ -90,19 +71,6 @@ def _infer(*images: bytes, **parameters: int) -> oip.ModelInferRequest:
     for name, value in parameters.items():
         request.parameters[name].int64_param = value
     return request
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
-
-
-async def _code(call) -> str:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code().name
-    return "OK"
 
 
 def _gate(monkeypatch) -> threading.Event:
@@ -129,10 +97,10 @@ def test_metrics__exact_counts_of_what_was_answered(run_async, model_file, encod
             stub = scoring_pb2_grpc.ScoringStub(channel)
             good = [encode(seed) for seed in range(3)]
             for images in (good, good, good, [*good, b"text"], [*good, b"text", bytes(20_001)]):
-                await stub.Score(_request(*images))
-            assert await _code(stub.Score(_request())) == "INVALID_ARGUMENT"
+                await stub.Score(score_request(*images))
+            assert await code_of(stub.Score(score_request())) == "INVALID_ARGUMENT"
             assert (
-                await _code(stub.Score(pb.ScoreRequest(model="x", images=_request(*good).images)))
+                await code_of(stub.Score(pb.ScoreRequest(model="x", images=score_request(*good).images)))
                 == "NOT_FOUND"
             )
             await stub.GetModel(pb.GetModelRequest())
@@ -178,21 +146,21 @@ def test_metrics__exact_counts_of_what_was_given_up_late_and_shed(run_async, mod
         async with serving(model_file, limits=Limits(inflight_requests=7)) as (server, channel):
             stub = scoring_pb2_grpc.ScoringStub(channel)
             infer = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-            given_up = [stub.Score(_request(encode(0), encode(1))) for _ in range(4)]
-            await _until(lambda: server.admission.requests == 4)
+            given_up = [stub.Score(score_request(encode(0), encode(1))) for _ in range(4)]
+            await until(lambda: server.admission.requests == 4)
             # The timeout of the Open Inference Protocol is not gRPC's: the engine's clock tells when it is over.
             late = [infer(_infer(encode(2), timeout=50_000_000)) for _ in range(3)]
-            await _until(lambda: server.admission.requests == 7)
-            shed = [await _code(stub.Score(_request(encode(3)))) for _ in range(2)]
+            await until(lambda: server.admission.requests == 7)
+            shed = [await code_of(stub.Score(score_request(encode(3)))) for _ in range(2)]
             during = await _scrape(server)
             ahead[0] = 60.0
             for call in given_up:
                 call.cancel()
-            late = [await _code(call) for call in late]
-            await _until(lambda: server.admission.requests == 0)
+            late = [await code_of(call) for call in late]
+            await until(lambda: server.admission.requests == 0)
             gate.set()
             batcher = server.models.all()[0].engine.batcher
-            await _until(lambda: batcher.idle)
+            await until(lambda: batcher.idle)
             return shed, late, during, await _scrape(server)
 
     shed, late, during, after = run_async(scenario())
@@ -230,7 +198,7 @@ def test_metrics__a_caller_that_goes_at_its_deadline_did_not_give_up(
         async with serving(model_file) as (server, _):
             [model] = server.models.all()
             work = asyncio.ensure_future(model.score([encode(0)], time.monotonic() + 30))
-            await _until(lambda: model.engine.batcher.held == 1)
+            await until(lambda: model.engine.batcher.held == 1)
             ahead[0] = 60.0
             work.cancel()
             await asyncio.wait((work,))
@@ -287,8 +255,8 @@ def test_metrics__the_death_of_the_worker(run_async, model_file, encode):
                 raise SystemExit("broken")
 
             held.model.run = broken
-            code = await _code(stub.Score(_request(encode(0))))
-            await _until(lambda: held.restarts == 1)
+            code = await code_of(stub.Score(score_request(encode(0))))
+            await until(lambda: held.restarts == 1)
             return code, await _scrape(server)
 
     code, after = run_async(scenario())
@@ -307,7 +275,7 @@ def test_metrics__refused_before_the_models_are_there(run_async, model_file, enc
         await server.bind()
         try:
             async with grpc.aio.insecure_channel(server.address) as channel:
-                code = await _code(scoring_pb2_grpc.ScoringStub(channel).Score(_request(encode(0))))
+                code = await code_of(scoring_pb2_grpc.ScoringStub(channel).Score(score_request(encode(0))))
             return code, await _scrape(server)
         finally:
             await server.stop(1)
@@ -330,7 +298,7 @@ def test_metrics__a_swap_takes_no_count_back(run_async, make_model, encode):
                 # An engine of its own, as after a swap.
                 fresh = engine.Engine(first.model, server._pool, server.worker, 0.005, 1 << 20)
                 server.models.add(ServedModel("tailacc", version, fresh))
-                await stub.Score(_request(encode(0), encode(1)))
+                await stub.Score(score_request(encode(0), encode(1)))
                 out.append(await _scrape(server))
                 await fresh.drain()
             await first.drain()
@@ -507,7 +475,7 @@ def _queries(board) -> list[str]:
 def test_dashboard__asks_for_nothing_that_is_not_exported(run_async, model_file, encode):
     async def scenario():
         async with serving(model_file) as (server, channel):
-            await scoring_pb2_grpc.ScoringStub(channel).Score(_request(encode(0)))
+            await scoring_pb2_grpc.ScoringStub(channel).Score(score_request(encode(0)))
             return await asyncio.to_thread(_get, server.telemetry.metrics_address)
 
     _, text = run_async(scenario())

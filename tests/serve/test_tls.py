@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -14,11 +13,11 @@ import pytest
 
 from data.errors import InputError
 from proto.tailacc.v1 import scoring_pb2 as pb
-from serve.config import Connection, ScoreConfig, ServerConfig
-from serve.lifecycle import ScoringServer
+from serve.config import Connection, ScoreConfig
 from serve.scoring import score
 from serve.security_config import ClientTls, ServerTls
 from serve.tls import TlsFiles
+from tests.serve.in_process import running
 
 MODEL = "/tailacc.v1.Scoring/GetModel"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -30,16 +29,8 @@ def no_tokens_from_outside(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@asynccontextmanager
-async def _serving(model_file, tls: ServerTls):
-    config = ServerConfig(model=str(model_file), listen="127.0.0.1:0", device="cpu", threads=1, tls=tls)
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        yield server
-    finally:
-        await server.stop(5)
+def _serving(model_file, tls: ServerTls):
+    return running(model_file, tls=tls)
 
 
 def _read(path: str) -> bytes:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -25,6 +24,8 @@ from serve.config import Connection, ScoreConfig, ServerConfig, Telemetry
 from serve.inference_codec import join_bytes
 from serve.lifecycle import ScoringServer, banner
 from serve.scoring import score
+from tests.serve import in_process
+from tests.serve.in_process import ask, score_request, until
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -72,37 +73,11 @@ def collector():
     out.close()
 
 
-@asynccontextmanager
-async def serving(model, collector, share=1.0, **options):
+def serving(model, collector, share=1.0, **options):
     """A server and a channel to it. At its end all spans are with the collector."""
-    config = ServerConfig(
-        **{"threads": 1} | options,
-        model=str(model),
-        listen="127.0.0.1:0",
-        device="cpu",
-        telemetry=Telemetry(otlp=collector.address, trace_share=share),
+    return in_process.serving(
+        model, telemetry=Telemetry(otlp=collector.address, trace_share=share), **options
     )
-    server = ScoringServer(config)
-    await server.bind()
-    try:
-        await server.start()
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            yield server, channel
-    finally:
-        await server.stop(5)
-
-
-def _request(*images: bytes) -> pb.ScoreRequest:
-    return pb.ScoreRequest(images=[pb.Image(id=f"i{n}", content=content) for n, content in enumerate(images)])
-
-
-async def _score(channel, *images, **options):
-    return await scoring_pb2_grpc.ScoringStub(channel).Score(_request(*images), **options)
-
-
-async def _until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def test_trace__a_request_with_its_stages(run_async, model_file, encode, collector):
@@ -110,7 +85,7 @@ def test_trace__a_request_with_its_stages(run_async, model_file, encode, collect
         async with serving(model_file, collector, max_batch=2) as (server, channel):
             assert f"traces   to {collector.address}; 1 of the requests" in banner(server)
             metadata = (("traceparent", SAMPLED), ("tracestate", "v=1"), ("x-request-id", "mine"))
-            await _score(channel, encode(0), encode(1), encode(2), b"text", metadata=metadata)
+            await ask(channel, encode(0), encode(1), encode(2), b"text", metadata=metadata)
 
     run_async(scenario())
     [root] = collector.roots()
@@ -121,7 +96,7 @@ def test_trace__a_request_with_its_stages(run_async, model_file, encode, collect
     found = _attributes(root)
     assert found.pop("network.peer.port") > 0
     size = found.pop("tailacc.request.bytes")
-    assert size == _request(encode(0), encode(1), encode(2), b"text").ByteSize()
+    assert size == score_request(encode(0), encode(1), encode(2), b"text").ByteSize()
     assert found == {
         "rpc.system.name": "grpc",
         "rpc.method": "tailacc.v1.Scoring/Score",
@@ -165,8 +140,8 @@ def test_trace__those_who_share_a_batch_are_linked(run_async, model_file, encode
             for number, parent in enumerate(parents):
                 images = [encode(number)] * (2 if number == 2 else 1)
                 metadata = (("traceparent", parent),)
-                calls.append(asyncio.ensure_future(_score(channel, *images, metadata=metadata)))
-                await _until(lambda: server.admission.requests == len(calls))
+                calls.append(asyncio.ensure_future(ask(channel, *images, metadata=metadata)))
+                await until(lambda: server.admission.requests == len(calls))
             gate.set()
             await asyncio.gather(*calls)
 
@@ -189,7 +164,7 @@ def test_trace__the_parents_decision_goes_before_the_share(
     async def scenario():
         async with serving(model_file, collector, share) as (_, channel):
             metadata = (("traceparent", parent),) if parent else ()
-            await _score(channel, encode(0), metadata=metadata)
+            await ask(channel, encode(0), metadata=metadata)
 
     run_async(scenario())
     assert len(collector.roots()) == sent
@@ -204,7 +179,7 @@ def test_trace__errors_and_whose_they_are(run_async, model_file, encode, collect
                     await scoring_pb2_grpc.ScoringStub(channel).Score(request)
             server.admission.close("closed for the test")
             with pytest.raises(grpc.aio.AioRpcError):
-                await _score(channel, encode(0))
+                await ask(channel, encode(0))
 
     run_async(scenario())
     roots = {_attributes(root)["rpc.response.status_code"]: root for root in collector.roots()}
@@ -248,7 +223,7 @@ def test_trace__the_environment_names_the_collector(run_async, model_file, encod
         await server.bind()
         await server.start()
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await _score(channel, encode(0), metadata=(("traceparent", SAMPLED),))
+            await ask(channel, encode(0), metadata=(("traceparent", SAMPLED),))
         await server.stop(5)
 
     run_async(scenario())
@@ -269,7 +244,7 @@ def test_trace__without_a_collector_the_server_works_and_ends(run_async, model_f
         await server.bind()
         await server.start()
         async with grpc.aio.insecure_channel(server.address) as channel:
-            answer = await _score(channel, encode(0))
+            answer = await ask(channel, encode(0))
         return answer, await server.stop(5), server.ended
 
     answer, lost, ended = run_async(scenario(), 30)
