@@ -339,7 +339,9 @@ class Engine:
         self._worker.allow(_REOPEN_S)
         try:
             model = broken.reopen()
-        except Exception as error:
+        except (
+            BaseException
+        ) as error:  # what would end the worker too: it would die again at once, without a pause
             if self.batcher.draining:  # it was replaced meanwhile, and its files are gone
                 return
             _log.error("the model could not be opened again, next attempt in %g s: %s", pause, error)

@@ -18,7 +18,7 @@ from functools import partial
 from data.errors import InputError
 from data.model_file import ModelInfo
 from serve.loading import LoadedModel, Loader
-from serve.registry import RegistryError, find_version
+from serve.registry import RegistryError, find_version, pinned
 from serve.service import Models, ServedModel
 
 _log = logging.getLogger(__name__)
@@ -72,16 +72,6 @@ class Follower:
         self._models, self._loader, self._load, self._serve = models, loader, load, serve
         self._old: ServedModel | None = None
 
-    @property
-    def swaps(self) -> int:
-        """Of all aliases."""
-        return sum(one.swaps for one in self._models.following)
-
-    @property
-    def refusals(self) -> int:
-        """Of all aliases."""
-        return sum(one.refusals for one in self._models.following)
-
     async def run(self, every_s: float) -> None:
         """Look every `every_s` seconds, until cancelled."""
         while True:
@@ -125,8 +115,7 @@ class Follower:
 
     async def _change(self, one: Following, version: str) -> None:
         began = time.monotonic()
-        source = f"{one.source.rpartition('@')[0]}/{version}"
-        loaded = await self._loader.run(partial(self._load, one.name, source))
+        loaded = await self._loader.run(partial(self._load, one.name, pinned(one.source, version)))
         old = self._models.get(one.name)
         try:
             _require_same_classes(old.info.classes, loaded.model.info.classes)

@@ -23,7 +23,6 @@ from serve.admission import Admission
 from serve.calls import Calls
 from serve.config import ServerConfig, cores, parse_address
 from serve.decode import DecodePool
-from serve.engine import Engine
 from serve.follow import Follower, Following
 from serve.inference_reflection import ReflectionPool
 from serve.inference_service import INFERENCE_SERVICE, add_inference_service
@@ -33,7 +32,7 @@ from serve.log_lines import set_up
 from serve.memory import MemoryGuard
 from serve.registry import follows_alias, is_fetched, split_models
 from serve.security import Security, channel_limits
-from serve.service import Models, ServedModel
+from serve.service import Models
 from serve.servicer import SERVICE, add_scoring_service
 from serve.standard import CarefulServer, HealthServicer
 from serve.telemetry import TelemetryOutputs
@@ -190,10 +189,7 @@ class ScoringServer:
 
     def _serve(self, loaded: LoadedModel) -> None:
         """Begin to serve a model, in place of one of its name."""
-        config, model = self.config, loaded.model
-        engine = Engine(model, self._pool, self.worker, config.max_delay_ms / 1000, config.limits.image_bytes)
-        number = model.ref.version if model.ref.version.isdecimal() else "1"
-        self.models.add(ServedModel(loaded.name, number, engine, loaded.files))
+        self.models.add(loaded.served(self._pool, self.worker, self.config))
 
     async def _watch_worker(self) -> None:
         """Look after the inference worker, and say in the health service what is so."""

@@ -13,8 +13,12 @@ from functools import partial
 from typing import TypeVar
 
 from serve.config import ServerConfig, cores
+from serve.decode import DecodePool
+from serve.engine import Engine
 from serve.model import OnnxModel
 from serve.registry import open_source
+from serve.service import ServedModel
+from serve.worker import InferenceWorker
 
 T = TypeVar("T")
 
@@ -31,6 +35,12 @@ class LoadedModel:
     name: str
     model: OnnxModel
     files: contextlib.ExitStack
+
+    def served(self, pool: DecodePool, worker: InferenceWorker, config: ServerConfig) -> ServedModel:
+        """With an engine of its own, to be added to the models of the server. For the event loop's thread."""
+        model, version = self.model, self.model.ref.version
+        engine = Engine(model, pool, worker, config.max_delay_ms / 1000, config.limits.image_bytes)
+        return ServedModel(self.name, version if version.isdecimal() else "1", engine, self.files)
 
 
 class Loader:

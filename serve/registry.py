@@ -117,6 +117,16 @@ def follows_alias(model: str) -> bool:
     return bool(registered and registered["alias"])
 
 
+def pinned(model: str, version: str) -> str:
+    """`models:/NAME@ALIAS` as the version that was found for it."""
+    return f"{model.rpartition('@')[0]}/{version}"
+
+
+def store_address() -> str:
+    """Of MLflow: MLFLOW_TRACKING_URI, or its own default, a file in the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
 def find_version(model: str) -> str:
     """The version that `models:/NAME@ALIAS` means now. Raises `RegistryError`."""
     registered = _REGISTERED.fullmatch(model)
@@ -169,7 +179,7 @@ _ADVICE = (
 
 def _open_store() -> tuple[str, Any]:
     """The store's address and the mlflow module."""
-    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    store = store_address()
     local = store.removeprefix("sqlite:///")
     if local != store and not Path(local).is_file():
         # Asking MLflow would create an empty data base there.

@@ -12,12 +12,11 @@ from serve.admission import Admission
 from serve.calls import Calls
 from serve.config import ServerConfig
 from serve.decode import DecodePool
-from serve.engine import Engine
 from serve.inference_service import InferenceServicer
 from serve.loading import load_model
 from serve.ray_proxy import METHODS, REPLICA_KEY, Envelope
 from serve.received import reader
-from serve.service import Models, ServedModel
+from serve.service import Models
 from serve.servicer import ScoringServicer
 from serve.worker import InferenceWorker
 
@@ -65,17 +64,7 @@ class Replica:
         self._admission, self._calls, self._models = Admission(config.limits), Calls(), Models()
         self._worker = InferenceWorker(config.stall_s)
         loaded = load_model(name, source, config, None)
-        engine = Engine(
-            loaded.model,
-            DecodePool(config.decode_threads),
-            self._worker,
-            config.max_delay_ms / 1000,
-            config.limits.image_bytes,
-        )
-        version = loaded.model.ref.version
-        self._models.add(
-            ServedModel(loaded.name, version if version.isdecimal() else "1", engine, loaded.files)
-        )
+        self._models.add(loaded.served(DecodePool(config.decode_threads), self._worker, config))
         self._admission.open()
         scoring = ScoringServicer(self._models, self._admission, config.limits)
         inference = InferenceServicer(self._models, self._admission, config.limits, self._calls)

@@ -1,6 +1,5 @@
 """The deployment on a Ray cluster: start it, wait until it serves, and end it."""
 
-import os
 import signal
 import socket
 import sys
@@ -14,7 +13,7 @@ from ray import serve
 
 from data.errors import InputError
 from serve.config import ServerConfig, parse_address
-from serve.registry import find_version, follows_alias, is_fetched, split_models
+from serve.registry import find_version, follows_alias, is_fetched, pinned, split_models, store_address
 from serve.replica import Replica
 from serve.scale_config import ScaleConfig
 
@@ -32,7 +31,7 @@ def settled_model(text: str) -> tuple[str, str]:
         raise InputError(f"--model must be one model on a cluster, got {len(models)}")
     name, source = models[0]
     if follows_alias(source):
-        return name, f"{source.rpartition('@')[0]}/{find_version(source)}"
+        return name, pinned(source, find_version(source))
     if is_fetched(source):
         return name, source
     path = Path(source).resolve()
@@ -86,7 +85,7 @@ def _environment(source: str) -> dict[str, str]:
     """Where replicas find MLflow. A store that is a file here must be one at the same path on every node."""
     if not is_fetched(source):
         return {}
-    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    store = store_address()
     local = store.removeprefix("sqlite:///")
     return {"MLFLOW_TRACKING_URI": store if local == store else f"sqlite:///{Path(local).resolve()}"}
 

@@ -230,7 +230,7 @@ def _process(sources: Sources) -> Iterator[Metric]:
         "tailacc_model_swaps_refused", "How often a new version did not pass its checks", labels=("model",)
     )
     # Only of models that follow an alias of a registry.
-    for one in getattr(sources.models, "following", ()):
+    for one in sources.models.following:
         swaps.add_metric((one.name,), one.swaps)
         refused.add_metric((one.name,), one.refusals)
     yield from (swaps, refused)

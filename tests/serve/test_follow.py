@@ -172,7 +172,7 @@ def test_follow__twenty_swaps_under_load_lose_nothing_and_leave_nothing(
 
             async def swap(number: int) -> None:
                 await asyncio.to_thread(model.promote, str(1 + number % 2))
-                await until(lambda: server.following.swaps == number)
+                await until(lambda: server.models.following[0].swaps == number)
                 models.append(weakref.ref(server.models.all()[0].engine.model))
 
             async def settled() -> tuple[int, ...]:
@@ -293,7 +293,7 @@ def test_follow__a_version_that_does_not_pass_is_refused_once_and_shown(
             model.promote("3")
             await server.following.look(one)
             after = (await ask(channel, encode(1))).model.version
-            return seen, index, folders, version, well, after, (server.following.swaps, one.refusals)
+            return seen, index, folders, version, well, after, (one.swaps, one.refusals)
 
     seen, index, folders, version, well, after, counts = run_async(scenario())
     assert seen[:3] == (1, 0, "2")
