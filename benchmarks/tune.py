@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 import tyro
-from tuning.nodes import PORT, nodes
+from tuning.nodes import Cluster, kill_family
 
 from data.cli import run
 from data.errors import InputError
@@ -74,11 +74,16 @@ def main(arguments: list[str]) -> None:
         home = options.folder or Path(temporary)
         home.mkdir(parents=True, exist_ok=True)
         if options.scale and options.nodes > 1:
-            with nodes(options.nodes, home) as environment:
-                _scale(options, home, environment | _store(home))
+            cluster = Cluster(home)
+            try:
+                for _ in range(options.nodes):
+                    cluster.start("--num-cpus", "1")
+                _scale(options, home, cluster.environment, ["--search.ray-address", cluster.address])
+            finally:
+                cluster.stop()
             return
         if options.scale:
-            _scale(options, home, os.environ | _store(home))
+            _scale(options, home, dict(os.environ), [])
             return
         write_devkit(home / "devkit", options.images, 20, seed=0)
         epochs = _calibrate(options, home)
@@ -158,7 +163,7 @@ def _seconds(out: Path) -> list[float]:
     return found
 
 
-def _scale(options: Options, home: Path, environment: dict[str, str]) -> None:
+def _scale(options: Options, home: Path, environment: dict[str, str], flags: list[str]) -> None:
     """Trials that train nothing: killed when nine tenths have ended, then resumed to the end."""
     write_devkit(home / "devkit", 40, 10, seed=0)
     command = [
@@ -166,9 +171,8 @@ def _scale(options: Options, home: Path, environment: dict[str, str]) -> None:
         str(ROOT / "benchmarks" / "tuning" / "trivial.py"),
         str(options.scale),
         str(home),
+        *flags,
     ]
-    if options.nodes > 1:
-        command += ["--search.ray-address", f"127.0.0.1:{PORT}"]
     enough, tenth = options.scale * 9 // 10, max(2, options.scale // 10)
     first = _follow(command, home, environment, enough)
     if first.ended < enough:
@@ -216,8 +220,9 @@ class _Followed:
 def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at: int) -> _Followed:
     """Run it, note when each trial ended, and kill it with all its processes at `kill_at`."""
     begun = time.monotonic()
-    process = subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True)
-    driver = psutil.Process(process.pid)
+    process = psutil.Popen(
+        command, cwd=home, env=environment | _store(home), stderr=subprocess.PIPE, text=True
+    )
     seen, printed = _Followed({}, 0.0), ""
     if process.stderr is None:
         raise InputError("no stderr")
@@ -227,16 +232,13 @@ def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at
         if not match or not (count := int(match[1])):
             continue
         now = time.monotonic() - begun
-        for number in range(seen.ended + 1 if seen.at else count, count + 1):
+        for number in range(seen.ended + 1, count + 1):
             seen.at[number] = now
-        seen.memory_before = seen.memory_before or driver.memory_info().rss
+        seen.memory_before = seen.memory_before or process.memory_info().rss
         seen.first = now if math.isnan(seen.first) else seen.first
         if count >= kill_at:
-            seen.memory, seen.rows = driver.memory_info().rss, _rows(home)
-            family = driver.children(recursive=True)
-            process.send_signal(signal.SIGKILL)
-            for child in family:
-                _kill(child)
+            seen.memory, seen.rows = process.memory_info().rss, _rows(home)
+            kill_family(process)
             break
     process.wait()
     seen.wall = time.monotonic() - begun
@@ -248,13 +250,6 @@ def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at
             seen.done = sum(row["state"] == "completed" for row in csv.DictReader(stream))
     seen.twice = sum(len(path.read_text().splitlines()) > 1 for path in home.glob("scale/trials/*/ran"))
     return seen
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 def _rows(home: Path) -> int:

@@ -119,9 +119,8 @@ def claim(out: Path, overwrite: bool, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     content = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if (
-        content == {OUTBOX} and not resume
-    ):  # of a run that ended before its first checkpoint: the MLflow run is gone on with
+    # Of a run that ended before its first checkpoint: the MLflow run is gone on with.
+    if content == {OUTBOX} and not resume:
         return
     if resume:
         if not content & {LAST, PREVIOUS}:

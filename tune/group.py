@@ -29,10 +29,10 @@ def run_group(
     from ray.tune.integration.ray_train import TuneReportCallback
 
     trial_id = tune.get_context().get_trial_id()
-    trial = settle(settings["point"], config, trial_id)
-    if told := told_at_end(trial):
+    if told := told_at_end(config, trial_id):
         tune.report(told)
         return
+    trial = settle(settings["point"], config, trial_id)
     gpus = placement.worker["GPU"]
     trainer = TorchTrainer(
         _work,

@@ -130,7 +130,7 @@ class _Search:
         table = self._try(costs)
         rows = [replace_cost(row, table.points, costs) for row in table.rows.values()]
         write_table(out / TABLE, best_first(rows))
-        starts = (table.begun - begun, table.first_start - begun)
+        starts = (table.asked - begun, table.first_start - begun)
         unfinished = any(row.state == "unfinished" for row in rows)
         if unfinished or (len(rows) < table.total and not table.time_is_over):
             return Outcome(out, tuple(rows), interrupted=True, parent=self.parent, starts=starts)

@@ -76,7 +76,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         self.rows: dict[str, TrialRow] = {}
         self.points: dict[str, dict[str, Any]] = {}  # of each trial, whole
         # In seconds since 1970: when Ray Tune began to start trials, and when the first one's process was ready.
-        self.begun = self.first_start = math.nan
+        self.asked = self.first_start = math.nan
         self._begun: dict[str, float] = {}
         self._start = time.monotonic()
         self._live: Live | None = None
@@ -119,8 +119,8 @@ class TrialTable(Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray's hook: it is about to start what there is room for."""
-        if math.isnan(self.begun):
-            self.begun = time.time()
+        if math.isnan(self.asked):
+            self.asked = time.time()
             self.settle([trial for trial in trials if trial.status in _STATES])  # ended in an earlier session
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

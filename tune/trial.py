@@ -37,19 +37,19 @@ def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str,
     from ray import tune
 
     trial_id = tune.get_context().get_trial_id()
-    trial = settle(settings["point"], config, trial_id)
-    if told := told_at_end(trial):
+    if told := told_at_end(config, trial_id):
         tune.report(told)
         return
+    trial = settle(settings["point"], config, trial_id)
     fit(trial, Report(trial, tune.report), run_tags(settings["point"], config, trial_id, tags))
 
 
-def told_at_end(trial: TrainConfig) -> dict[str, Any]:
+def told_at_end(config: SearchConfig, trial_id: str) -> dict[str, Any]:
     """The last report of a trial that has ended, {} for one that has not.
 
     Ray Tune writes its state every ten seconds or more: after a kill -9 it starts again what has ended since.
     """
-    folder = trial.out or Path()
+    folder = _folder(config, trial_id)
     if not any((folder / name).is_file() for name in (ENDED, checkpoint.RESULT)):
         return {}
     told: dict[str, Any] = json.loads((folder / REPORTED).read_text(encoding="utf-8"))
@@ -62,16 +62,20 @@ def settle(point: Mapping[str, Any], config: SearchConfig, trial_id: str) -> Tra
     One whose worker died or whose search was interrupted goes on after what it last saved; one that never saved
     anything starts anew, in the same MLflow run.
     """
-    if config.out is None:
-        raise ValueError("the search has no folder")
-    folder = trial_folder(config.out, trial_id)
+    folder = _folder(config, trial_id)
     trial = apply_point(config, point, folder)
     # What MLflow could not take by then, the search sends: the next trial waits for this process.
     tracking = dataclasses.replace(trial.tracking, wait=min(trial.tracking.wait, _WAIT))
     saved = any((folder / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
-    if folder.is_dir() and not saved and not told_at_end(trial):
+    if folder.is_dir() and not saved:
         checkpoint.forget(folder)
     return dataclasses.replace(trial, tracking=tracking, resume=saved)
+
+
+def _folder(config: SearchConfig, trial_id: str) -> Path:
+    if config.out is None:
+        raise ValueError("the search has no folder")
+    return trial_folder(config.out, trial_id)
 
 
 def run_tags(

@@ -14,6 +14,7 @@ import grpc
 import psutil
 import pytest
 
+from benchmarks.tuning.nodes import kill_family
 from proto.inference.v2 import inference_pb2, inference_pb2_grpc
 from proto.tailacc.v1 import scoring_pb2 as pb
 from proto.tailacc.v1 import scoring_pb2_grpc
@@ -150,7 +151,7 @@ def test_ray_app__errors_a_killed_replica_and_a_killed_node(
     assert len(answered) == len(set(answered)) > 600
     assert not victim.is_running()
 
-    answered = run_async(_under_load(address, encode, lambda: cluster.kill(node)), 100)
+    answered = run_async(_under_load(address, encode, lambda: kill_family(node)), 100)
     assert len(answered) == len(set(answered)) > 600
     assert run_async(_who(address, encode))
 

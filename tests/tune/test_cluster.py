@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.tuning.nodes import kill_family
 from tune.rows import read_table
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "tune" / "search.py")
@@ -48,7 +49,7 @@ def test_cluster__a_node_that_leaves_takes_no_finished_epoch_with_it(
         )
     try:
         before = histories(second, out, trial_processes, epochs, count)
-        cluster.kill(second)
+        kill_family(second)
         assert driver.wait() == 0, (tmp_path / "log").read_text()
     finally:
         driver.kill()

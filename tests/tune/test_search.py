@@ -1,6 +1,5 @@
 """A real Ray, a real MLflow on SQLite, and the command line as a user types it."""
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import onnx
 import psutil
 import pytest
 
+from benchmarks.tuning.nodes import kill_family
 from data.errors import InputError
 from data.labels import VOC_CLASSES
 from data.model_file import ModelInfo
@@ -32,7 +32,7 @@ class Driver:
 
     def __init__(self, home: Path, *flags: str) -> None:
         flags = ("--out", str(home / "out"), *flags)
-        self._process = subprocess.Popen(
+        self._process = psutil.Popen(
             [sys.executable, SCRIPT, *flags],
             cwd=home,
             env=os.environ
@@ -62,13 +62,8 @@ class Driver:
         self._process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
-        """What a machine that goes down takes with it: the driver, and all that it started."""
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.kill()
-        self._process.wait()
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        """With all that it started."""
+        kill_family(self._process)
 
 
 @pytest.mark.timeout(600)
