@@ -91,14 +91,13 @@ def start_ray(config: SearchConfig) -> bool:
     # The table of trials is ours: neither Ray's own nor its traceback for each failed trial.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    address = _answering(config.search.ray_address) if config.search.ray_address else ""
     import ray
 
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    address = config.search.ray_address
     if address:
-        address = _answering(address)
         os.environ |= variables
         ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
         return True

@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("search")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray(home: Path) -> Iterator[Any]:
     """A Ray of two CPUs in this process, which the searches share: 10 s of each are saved."""
     import ray
