@@ -12,6 +12,7 @@ from train.allocator import keep_memory
 from train.backbones import BACKBONES, check_sizes
 from train.config import TrainConfig
 from train.heads import HEADS
+from train.lazy_dynamo import put_off
 from train.losses import LOSSES
 from train.precision import choose_precision
 
@@ -37,6 +38,8 @@ def start_process(config: TrainConfig) -> tuple[Accelerator, str]:
     Raises:
         InputError: a precision that this machine lacks, or a way of sharding that is not supported.
     """
+    if not config.compile:
+        put_off()
     precision, reason = choose_precision(config.precision)
     # Our sampler and schedule know the number of processes themselves, so neither is given to Accelerate.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision)
