@@ -23,7 +23,7 @@ WATCHER_CPUS = 0.01
 # What the workers of a group leave of their CPUs for the watchers, so that whole CPUs suffice.
 _SPARED = 0.1
 # Seconds of imports, in the order in which they are asked for.
-_HEAVY = ("torch", "torchvision", "mlflow", "optuna")
+_HEAVY = ("torch", "pandas", "optuna", "mlflow")
 _SECONDS = 5.0  # within which a running cluster answers
 
 
@@ -90,6 +90,8 @@ def start_ray(config: SearchConfig) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The table of trials is ours: neither Ray's own nor its traceback for each failed trial.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # So is the record: without Ray's own, for which TensorBoard's would import torch here.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = _answering(config.search.ray_address) if config.search.ray_address else ""
     import ray

@@ -28,15 +28,14 @@ class ParentRun:
     Args:
         config: the search.
         out: its folder, which keeps the outbox; one that is there is gone on with.
-        run_id: the run to take up again where the folder has no outbox.
     """
 
-    def __init__(self, config: SearchConfig, out: Path, run_id: str = "") -> None:
+    def __init__(self, config: SearchConfig, out: Path) -> None:
         name = config.tracking.run_name or f"search: {config.search.sampler}, {config.search.trials} trials"
         tags = {"kind": "search", "source_revision": source_revision()}
         self._out, self._wait = out, config.tracking.wait
         self._experiment = config.tracking.experiment
-        self._outbox = Outbox(out, config.tracking.experiment, name, tags, run_id)
+        self._outbox = Outbox(out, config.tracking.experiment, name, tags)
         if not self._outbox.taken_up:
             self._outbox.tags({SEARCH_TAG: self._outbox.key})
             self._outbox.params(flatten(to_dict(config)))

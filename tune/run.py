@@ -88,22 +88,19 @@ def search(config: SearchConfig, begun: float = 0.0) -> Outcome:
         raise InputError("out must be set: the folder that owns what the search writes")
     begun = begun or time.time()
     out = config.out.absolute()
-    config, run_id = _settle(config, out)
+    config = _settle(config, out)
     check_space(config)
-    examples = [
-        open_examples(data) for data in data_configs(config)
-    ]  # once here, so that no trial decodes an image
-    import mlflow  # noqa: F401 (before the outbox's thread does: two threads must not import it at once)
-
-    parent = ParentRun(config, out, run_id) if config.tracking.enabled else None
     with ray_for(config):
         placement = place(config.search, [node["Resources"] for node in machines()])
+        earlier = earlier_points(config.search.warm_start)
+        # Once here, so that no trial decodes an image.
+        examples = [open_examples(data) for data in data_configs(config)]
+        out.mkdir(parents=True, exist_ok=True)
         prepare_machines(config, out)
-        if parent:
-            parent.wait_for_run(10.0)
-            _write_settings(config, out, parent.run_id)
+        _write_settings(config, out)
+        parent = ParentRun(config, out) if config.tracking.enabled else None
         _say(config, examples[0], placement)
-        running = _Search(config, out, placement, parent, len(examples[0].labels.classes))
+        running = _Search(config, out, placement, parent, earlier, len(examples[0].labels.classes))
         return running.run(begun)
 
 
@@ -111,9 +108,16 @@ class _Search:
     """The parts of a search while Ray runs."""
 
     def __init__(
-        self, config: SearchConfig, out: Path, placement: Placement, parent: ParentRun | None, classes: int
+        self,
+        config: SearchConfig,
+        out: Path,
+        placement: Placement,
+        parent: ParentRun | None,
+        earlier: Sequence[tuple[Mapping[str, Any], float]],
+        classes: int,
     ) -> None:
         self.config, self.out, self.placement, self.parent = config, out, placement, parent
+        self.earlier = earlier
         self.tags: Mapping[str, str] = parent.child_tags() if parent else {}
         self.measure = functools.partial(measure_cost, config, classes=classes)
 
@@ -176,7 +180,7 @@ class _Search:
         from ray import tune
 
         config, options = self.config, self.config.search
-        searcher = Points(config, costs, earlier_points(options.warm_start))
+        searcher = Points(config, costs, self.earlier)
         if options.warm_start:
             print(
                 f"warm start {searcher.taken} earlier trials lie in this space", file=sys.stderr, flush=True
@@ -278,8 +282,8 @@ def free_disk(out: Path, ended: TrialRow, rows: Sequence[TrialRow], keep: int) -
         (trial_folder(out, row.trial_id) / checkpoint.BEST).unlink(missing_ok=True)
 
 
-def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
-    """Absolute paths (workers have their own folder), and the folder claimed; the MLflow run id on resume."""
+def _settle(config: SearchConfig, out: Path) -> SearchConfig:
+    """Absolute paths, since workers have their own folder; on resume the settings that the search began with."""
     settings = out / SETTINGS
     if config.resume:
         if not settings.is_file():
@@ -287,13 +291,11 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
                 f"--resume: {out} holds no {SETTINGS}; leave --resume out to start a search there"
             )
         saved = json.loads(settings.read_text(encoding="utf-8"))
-        run_id = str(saved.pop("parent_run"))
-        return override(config, saved | {"resume": True}, str(settings)), run_id
+        return override(config, saved | {"resume": True}, str(settings))
     if out.is_dir() and any(out.iterdir()):
         raise InputError(
             f"--out {out} is not empty; choose another folder, or --resume to go on with its search"
         )
-    out.mkdir(parents=True, exist_ok=True)
     root = config.data.root
     if root is None and config.data.labels is None:
         root = default_devkit()
@@ -304,13 +306,11 @@ def _settle(config: SearchConfig, out: Path) -> tuple[SearchConfig, str]:
         cache=config.data.cache.absolute(),
     )
     space = dataclasses.replace(config.space, backbone=absolute_weights(config.space.backbone))
-    config = dataclasses.replace(config, out=out, data=data, space=space)
-    _write_settings(config, out, "")
-    return config, ""
+    return dataclasses.replace(config, out=out, data=data, space=space)
 
 
-def _write_settings(config: SearchConfig, out: Path, parent_run: str) -> None:
-    text = json.dumps(to_dict(config) | {"parent_run": parent_run}, indent=2)
+def _write_settings(config: SearchConfig, out: Path) -> None:
+    text = json.dumps(to_dict(config), indent=2)
     partial = out / (SETTINGS + ".part")
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, out / SETTINGS)

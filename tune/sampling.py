@@ -168,6 +168,8 @@ def earlier_points(run_ids: Sequence[str]) -> list[tuple[dict[str, Any], float]]
     Raises:
         InputError: there is no such run.
     """
+    if not run_ids:
+        return []
     from mlflow.exceptions import MlflowException
 
     from data.errors import InputError

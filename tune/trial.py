@@ -11,6 +11,8 @@ from typing import Any
 from train import checkpoint
 from train.config import TrainConfig
 from train.loop import Epoch, fit
+from train.mlflow_calls import PARENT_TAG
+from train.outbox import adopt, run_id_of
 from train.selection_scores import SelectionScores, read_selection_scores
 from tune.points import POINT_TAG, STATE_TAG, apply_point, point_tag
 from tune.space import SearchConfig
@@ -84,6 +86,7 @@ def run_tags(
     """The tags of a trial's MLflow run: who it is, where it runs, and whose child it is."""
     import ray
 
+    parent = run_id_of(config.out) if tags and config.out else ""  # by now MLflow may have it
     own = {
         "trial_id": trial_id,
         "search": str(config.out),
@@ -92,7 +95,7 @@ def run_tags(
         "trial.gpu": gpu_name(),
         STATE_TAG: "running",
     }
-    return own | {key: value for key, value in tags.items() if value}
+    return own | dict(tags) | ({PARENT_TAG: parent} if parent else {})
 
 
 def gpu_name() -> str:
@@ -115,6 +118,7 @@ class Report:
         if trial.out is None:
             raise ValueError("the trial has no folder")
         self._folder, self._tell, self._keep = trial.out, tell, keep
+        self._orphan = keep and trial.tracking.enabled
         self._best: SelectionScores | None = None
         self._figures = (math.nan, math.nan, math.nan)
 
@@ -145,4 +149,8 @@ class Report:
             partial = self._folder / (REPORTED + ".part")
             partial.write_text(json.dumps(told), encoding="utf-8")
             os.replace(partial, self._folder / REPORTED)
+        # A search does not wait for MLflow before its first trials.
+        if self._orphan and run_id_of(search := self._folder.parent.parent):
+            adopt(self._folder, search)
+            self._orphan = False
         self._tell(told)

@@ -1,6 +1,5 @@
 """A real Ray, a real MLflow on SQLite, and the command line as a user types it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from benchmarks.tuning.nodes import kill_family
 from data.errors import InputError
 from data.labels import VOC_CLASSES
 from data.model_file import ModelInfo
+from train.outbox import run_id_of
 from train.tracking import PARENT_TAG, client
 from tune.champion import conclude
 from tune.points import STATE_TAG
@@ -106,7 +106,7 @@ def test_search__killed_resumed_interrupted_resumed_exported_and_registered(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client().get_experiment_by_name("tailacc")
     runs = client().search_runs([experiment.experiment_id])
-    parent = json.loads((out / "search.json").read_text())["parent_run"]
+    parent = run_id_of(out)
     children = [run for run in runs if run.data.tags.get(PARENT_TAG) == parent]
     assert len(children) == len(runs) - 1
     # The second trial began just before the kill: where Ray Tune had not noted it, it began anew under another id.
