@@ -90,22 +90,21 @@ def _environment(source: str) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": store if local == store else f"sqlite:///{Path(local).resolve()}"}
 
 
-def wait_ready(seconds: float, told: Callable[[], bool]) -> bool:
-    """Whether the deployment runs, after at most `seconds`; False at once where `told` says to stop.
+def wait_ready(seconds: float) -> None:
+    """Wait until the deployment runs.
 
     Raises:
         InputError: it failed, or did not start in time; the message has Ray's reason in one line.
     """
     end = time.monotonic() + seconds
-    while not told():
+    while True:
         app = serve.status().applications.get(_APP)
         state = str(app.status.value) if app else "NOT_STARTED"
         if state == "RUNNING":
-            return True
+            return
         if state == "DEPLOY_FAILED" or time.monotonic() > end:
             raise InputError(f"the replicas are not ready ({state}): {_reason(app)}")
         time.sleep(_POLL_S)
-    return False
 
 
 def _reason(app: Any) -> str:
@@ -131,7 +130,6 @@ def run_cluster(config: ScaleConfig, say_ready: Callable[[str], None]) -> int:
     config.check()
     host, port = parse_address(config.listen, "--listen")
     port = port or free_port()
-    signals: list[int] = []
     try:
         # Not None, which would join whatever cluster this machine's last `ray start` has left a note of.
         if config.address:
@@ -142,21 +140,32 @@ def run_cluster(config: ScaleConfig, say_ready: Callable[[str], None]) -> int:
         raise InputError(f"no Ray cluster at --address {config.address}: {error}".splitlines()[0]) from error
     # After Ray has put its own in place, which would exit with the signal's number.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: signals.append(number))
+        signal.signal(number, _stop)
     try:
         deploy(config, port)
-        if wait_ready(config.start_s, lambda: bool(signals)):
-            low, high = config.replicas
-            where = "the nodes with replicas" if config.proxies == "every" else "the head node"
-            print(
-                f"replicas {low} to {high}, {config.cpus} cores each; gRPC without TLS and tokens on every interface "
-                f"of {where}, port {port}",
-                file=sys.stderr,
-            )
-            say_ready(f"{host}:{port}")
-            while not signals:
-                time.sleep(_POLL_S)
+        wait_ready(config.start_s)
+        low, high = config.replicas
+        where = "the nodes with replicas" if config.proxies == "every" else "the head node"
+        print(
+            f"replicas {low} to {high}, {config.cpus} cores each; gRPC without TLS and tokens on every interface "
+            f"of {where}, port {port}",
+            file=sys.stderr,
+        )
+        say_ready(f"{host}:{port}")
+        while True:
+            time.sleep(_POLL_S)
+    except _Stopped:
+        return 0
     finally:
         serve.shutdown()
         ray.shutdown()
-    return 0
+
+
+class _Stopped(BaseException):
+    """SIGTERM or SIGINT. An exception, since Ray's own calls wait for half a minute while a deployment starts."""
+
+
+def _stop(number: int, _: Any) -> None:
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_DFL)  # a second one ends the ending
+    raise _Stopped

@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from data.errors import InputError
+from tune.champion import conclude
 from tune.rows import read_table
 from tune.run import search
 from tune.space import SearchConfig
@@ -93,6 +95,25 @@ def search_with_broken(config: SearchConfig, home: Path) -> Any:
         return search(config)
 
 
+def test_search__failing_trials_are_named_with_their_reason(
+    local_ray: Any, make: Make, home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--search.trials", "1", "--space.backbone", "tiny_cnn", "--space.loss", "bce"]
+    flags += ["--space.lr", "1e30", "1e30", "--optimizer.clip", "0", "--search.sampler", "random"]
+    config = make("wild", *flags, "--search.retries", "0")
+    assert conclude(config, search(config)) == 1
+    (row,) = read_table(home / "wild" / "trials.csv")
+    assert row.state == "failed"
+    assert "the loss is not finite (nan) at step" in row.reason
+    assert "no trial finished an epoch" in capfd.readouterr().err
+
+
+def test_search__what_no_machine_has_is_refused(local_ray: Any, make: Make) -> None:
+    message = "worker wants 999 CPUs and 0 GPUs on one machine, which none has: the machines have"
+    with pytest.raises(InputError, match=message):
+        search(make("big", "--search.cpus", "999"))
+
+
 def test_hyperband__runs_to_its_end(local_ray: Any, make: Make) -> None:
     flags = ["--search.trials", "3", "--space.backbone", "tiny_cnn", "--space.loss", "bce"]
     flags += ["--search.sampler", "random", "--search.scheduler", "hyperband", "--space.lr", "1e-6", "2e-2"]
@@ -116,7 +137,7 @@ def test_budget__ends_the_search_with_what_was_found(local_ray: Any, make: Make,
 def test_disk__keeps_the_weights_of_the_best_alone(local_ray: Any, make: Make, home: Path) -> None:
     flags = [
         "--search.trials",
-        "5",
+        "4",
         "--space.backbone",
         "tiny_cnn",
         "--space.loss",
@@ -125,7 +146,7 @@ def test_disk__keeps_the_weights_of_the_best_alone(local_ray: Any, make: Make, h
         "2",
     ]
     outcome = search(replaced(make("disk", *flags, "--search.sampler", "random"), epochs=2))
-    assert len(outcome.rows) == 5
+    assert len(outcome.rows) == 4
     kept = {path.parent.name for path in (home / "disk" / "trials").glob("*/best.pt")}
     best = sorted(outcome.rows, key=lambda row: -row.best_map)[:2]
     assert kept == {row.trial_id for row in best}

@@ -6,23 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import onnx
 import psutil
 import pytest
 
 from benchmarks.tuning.nodes import kill_family
-from data.errors import InputError
 from data.labels import VOC_CLASSES
 from data.model_file import ModelInfo
 from train.outbox import run_id_of
 from train.tracking import PARENT_TAG, client
-from tune.champion import conclude
 from tune.points import STATE_TAG
 from tune.rows import read_table
-from tune.run import search
-from tune.space import SearchConfig
 
 SCRIPT = str(Path(__file__).resolve().parents[2] / "tune" / "search.py")
 
@@ -125,22 +120,3 @@ def test_search__killed_resumed_interrupted_resumed_exported_and_registered(
     assert (
         champion.run_id == info.run_id == max(children, key=lambda r: r.data.metrics["best/map"]).info.run_id
     )
-
-
-def test_search__failing_trials_are_named_with_their_reason(
-    local_ray: Any, make: Callable[..., SearchConfig], home: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--search.trials", "1", "--space.backbone", "tiny_cnn", "--space.loss", "bce"]
-    flags += ["--space.lr", "1e30", "1e30", "--optimizer.clip", "0", "--search.sampler", "random"]
-    config = make("wild", *flags, "--search.retries", "0")
-    assert conclude(config, search(config)) == 1
-    (row,) = read_table(home / "wild" / "trials.csv")
-    assert row.state == "failed"
-    assert "the loss is not finite (nan) at step" in row.reason
-    assert "no trial finished an epoch" in capfd.readouterr().err
-
-
-def test_search__what_no_machine_has_is_refused(local_ray: Any, make: Callable[..., SearchConfig]) -> None:
-    message = "worker wants 999 CPUs and 0 GPUs on one machine, which none has: the machines have"
-    with pytest.raises(InputError, match=message):
-        search(make("big", "--search.cpus", "999"))
