@@ -103,9 +103,9 @@ def start_ray(config: SearchConfig) -> bool:
         os.environ |= variables
         ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
         return True
-    # Workers of a local Ray inherit the environment. With a runtime_env, those that Ray starts ahead would not fit
-    # and be started anew: 3 s for each.
-    os.environ |= variables
+    os.environ |= variables  # which the workers of a local Ray inherit
+    # None is started ahead: a trial's has variables of Ray Tune's, so that those would only be in the way for 3 s.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # "local": plain init joins whatever cluster this machine last ran, and waits for one that is gone.
     ray.init(address="local", include_dashboard=False, **quiet)
     return True
