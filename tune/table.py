@@ -202,6 +202,9 @@ def row_of(trial: Any, state: str, result: dict[str, Any] | None = None) -> Tria
 
 
 def last_line(text: str) -> str:
-    """What a traceback ends with, at most 300 characters."""
+    """What a traceback ends with, at most 300 characters; of Ray's page on a lack of memory, that it is one."""
+    if "OOM kill reason" in text:
+        remedy = "lower --batch-size or --search.concurrency"
+        return f"out of memory: the machine ran low on it and Ray killed the process; {remedy}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""

@@ -1,6 +1,7 @@
 """One run of Ray Tune: its scheduler, its retries, its resume, and the loop until the last trial ended."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,34 @@ def run_tune(
             ),
         )
     try:
-        results = tuner.fit()
+        with _deaths_of_memory():
+            results = tuner.fit()
     finally:
         table.stop()
     table.settle(results._experiment_analysis.trials)
+
+
+@contextlib.contextmanager
+def _deaths_of_memory() -> Iterator[None]:
+    """Lets Ray Tune take a trial whose process Ray killed for want of memory as one that died: retried, then failed.
+
+    Its actor manager knows two kinds of errors and ends the whole search with "unexpected exception" at this third.
+    """
+    from ray.air.execution._internal import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    original = RayActorManager._actor_task_failed
+
+    def failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        original(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = original
 
 
 def _trainable(config: SearchConfig, placement: Placement, tags: Mapping[str, str]) -> Any:
