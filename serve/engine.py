@@ -339,9 +339,7 @@ class Engine:
         self._worker.allow(_REOPEN_S)
         try:
             model = broken.reopen()
-        except (
-            BaseException
-        ) as error:  # what would end the worker too: it would die again at once, without a pause
+        except BaseException as error:  # also what would end the worker: it would die again at once
             if self.batcher.draining:  # it was replaced meanwhile, and its files are gone
                 return
             _log.error("the model could not be opened again, next attempt in %g s: %s", pause, error)

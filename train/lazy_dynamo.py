@@ -80,6 +80,7 @@ class _Loaded(Loader):
 
 def put_off() -> None:
     """Let the modules be loaded when they are needed; without effect where one of them is loaded already."""
+    import torch.distributed  # noqa: F401 (what the modules are put into)
 
     if any(name in sys.modules for name in _ANSWERS):
         return
