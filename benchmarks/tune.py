@@ -191,7 +191,7 @@ def _scale(options: Options, home: Path, environment: dict[str, str], flags: lis
         f"  MLflow (SQLite): {first.rows} rows of runs, parameters, tags and metrics in {first.at[enough]:.0f} s, "
         f"{first.rows / first.at[enough]:.0f} a second\n"
         f"  --resume after kill -9: {again.first:.1f} s until the first trial that was not done before ended, "
-        f"{again.wall:.1f} s in all; {again.done} of {options.scale} trials in the table, {again.twice} run twice"
+        f"{again.wall:.1f} s in all; {again.done} of {options.scale} trials in the table, {again.twice} tried again"
     )
 
 
@@ -248,7 +248,8 @@ def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at
     if table.is_file():
         with table.open() as stream:
             seen.done = sum(row["state"] == "completed" for row in csv.DictReader(stream))
-    seen.twice = sum(len(path.read_text().splitlines()) > 1 for path in home.glob("scale/trials/*/ran"))
+    runs = sum(len(path.read_text().splitlines()) for path in home.glob("scale/trials/*/ran"))
+    seen.twice = runs - seen.done  # whether under the same id or, as a trial that was forgotten, under another
     return seen
 
 

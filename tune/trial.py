@@ -49,7 +49,7 @@ def run_trial(settings: dict[str, Any], config: SearchConfig, tags: Mapping[str,
 def told_at_end(config: SearchConfig, trial_id: str) -> dict[str, Any]:
     """The last report of a trial that has ended, {} for one that has not.
 
-    Ray Tune writes its state every ten seconds or more: after a kill -9 it starts again what has ended since.
+    Ray Tune writes its state every second: after a kill -9 it starts again what has ended since.
     """
     folder = _folder(config, trial_id)
     if not any((folder / name).is_file() for name in (ENDED, checkpoint.RESULT)):
