@@ -1,5 +1,6 @@
 """What tests of several rooms share: a browser, an MLflow store of SQLite, and a Ray cluster of several nodes."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks.tuning.nodes import Cluster
+
+# On a GPU some kernels add up in another order each time: a run would not end with the same weights twice.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A job in a shell's background starts with Ctrl-C ignored and hands that on to every process that a test starts and
 # interrupts.

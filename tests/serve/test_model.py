@@ -153,6 +153,35 @@ def test_bound_batch__gives_what_a_plain_run_gives(model_file):
             np.testing.assert_array_equal(ours, plain)
 
 
+def test_onnx_model__each_batch_size_of_a_gpu_has_its_own_session(model_file, monkeypatch):
+    """The path of the GPU, on the CPU. One session for all planned each convolution anew at each change of size."""
+    opened, bound = [], []
+
+    def open_here(path, wanted, threads):
+        opened.append(wanted)
+        return device.open_session(path, "cpu", threads)[0], device.Device("cuda", "as if")
+
+    class Bound(device.BoundBatch):
+        def __init__(self, session, name, images):
+            bound.append((session, name, len(images)))
+            super().__init__(session, "cpu", images)
+
+    monkeypatch.setattr("serve.model.open_session", open_here)
+    monkeypatch.setattr("serve.model.BoundBatch", Bound)
+    model = _load(model_file, "auto", max_batch=4)
+    model.warm()
+    # What fails to start beside the first must not run on the CPU without a word.
+    assert opened == ["auto", "cuda", "cuda"]
+    assert [(name, size) for _, name, size in bound] == [("cuda", 1), ("cuda", 2), ("cuda", 4)]
+    assert len({id(session) for session, _, _ in bound}) == 3
+    images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    plain = _load(model_file).run(images)[0]
+    for count in (1, 2, 4, 3, 1):
+        size = next(size for size in model.buckets if size >= count)
+        logit = model.run(model.fill(size, list(images[:count])))[0][:count]
+        np.testing.assert_allclose(logit, plain[:count], atol=1e-6)
+
+
 def test_reopen__a_file_that_was_replaced_is_refused(make_model, tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(make_model().read_bytes())
@@ -172,8 +201,6 @@ def test_onnx_model__a_text_file_is_not_a_model(tmp_path):
 
 def test_open_session__cuda_that_does_not_work_is_an_error_and_auto_says_why(model_file, monkeypatch):
     """ONNX Runtime lists CUDA here and falls back to the CPU in silence: that is what must not happen."""
-    if not device._cuda_problem():
-        pytest.skip("CUDA works on this machine")
     with pytest.raises(InputError, match=r"--device cuda does not work here: .+; use --device cpu, or auto"):
         _load(model_file, "cuda")
     found = _load(model_file, "auto").device
