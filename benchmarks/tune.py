@@ -249,7 +249,8 @@ def _follow(command: list[str], home: Path, environment: dict[str, str], kill_at
         with table.open() as stream:
             seen.done = sum(row["state"] == "completed" for row in csv.DictReader(stream))
     runs = sum(len(path.read_text().splitlines()) for path in home.glob("scale/trials/*/ran"))
-    seen.twice = runs - seen.done  # whether under the same id or, as a trial that was forgotten, under another
+    # Under the same id or, as a trial that was forgotten, under another.
+    seen.twice = runs - seen.done
     return seen
 
 

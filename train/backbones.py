@@ -249,24 +249,40 @@ def make_backbone(name: str, weights: str, size: int) -> Backbone:
 
     model = torchvision.models.get_model(spec.torchvision, weights=None)
     if weights == "imagenet":
-        model.load_state_dict(_imagenet_weights(spec.torchvision))
+        instead = "give a file with --model.weights PATH, or train from scratch with --model.weights none"
+        model.load_state_dict(_imagenet_weights(spec.torchvision, instead))
     elif weights != "none":
         _load_file(model, Path(weights), name)
     return spec.build(model)
 
 
-def _imagenet_weights(name: str) -> dict[str, Tensor]:
+def fetch_weights(name: str, instead: str) -> None:
+    """Download torchvision's ImageNet weights of a backbone, unless they are here.
+
+    Raises:
+        InputError: they cannot be had; it ends with `instead`, what else the user may do.
+    """
+    if not _weights_file(name).is_file():
+        _imagenet_weights(name, instead)
+
+
+def _weights_file(name: str) -> Path:
+    import torchvision
+
+    url: str = torchvision.models.get_model_weights(name).DEFAULT.url
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def _imagenet_weights(name: str, instead: str) -> dict[str, Tensor]:
     import torchvision
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    target = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"the ImageNet weights of {name} could not be downloaded ({error}). Download {weights.url} "
-            f"elsewhere and put it at {target}, or give a file with --model.weights PATH, or train from scratch with "
-            f"--model.weights none"
+            f"elsewhere and put it at {_weights_file(name)}, or {instead}"
         ) from error
     return state
 

@@ -187,7 +187,7 @@ def worker_resources(placement: Placement) -> dict[str, float]:
 
 
 def prepare_machines(config: SearchConfig, out: Path) -> None:
-    """Let every other machine decode its images once, before trials wait for each other there.
+    """Let every other machine decode its images and download weights once, before trials wait for each other there.
 
     Raises:
         InputError: a machine does not see the search's folder or the data.
@@ -221,11 +221,12 @@ def prepare_machines(config: SearchConfig, out: Path) -> None:
 def _prepare(config: SearchConfig, out: Path) -> str:
     """On another machine: what it does not see, "" where it sees all."""
     from train.examples import open_examples
-    from tune.points import data_configs
+    from tune.points import data_configs, fetch_all_weights
 
     for path in (out, config.data.root, config.data.labels):
         if path and not path.exists():
             return str(path)
     for data in data_configs(config):
         open_examples(data)
+    fetch_all_weights(config)
     return ""

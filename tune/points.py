@@ -22,11 +22,8 @@ def apply_point(config: SearchConfig, point: Mapping[str, Any], out: Path) -> Tr
         point: a flat dict; see `tune.space`. "seed" is known too: the race varies it.
         out: the trial's folder.
     """
-    from train.backbones import BACKBONES  # torch, for which --help should not wait
-
-    name, _, weights = point["backbone"].partition("=")
-    default = "imagenet" if BACKBONES[name].torchvision else "none"
-    model: dict[str, Any] = {"backbone": name, "weights": weights or default}
+    name, weights = backbone_of(point["backbone"])
+    model: dict[str, Any] = {"backbone": name, "weights": weights}
     loss: dict[str, Any] = {"name": point["loss"]}
     optimizer: dict[str, Any] = {"lr": point["lr"], "backbone_lr": point["lr"] * point["backbone_lr_ratio"]}
     changed: dict[str, Any] = {}
@@ -54,6 +51,28 @@ def apply_point(config: SearchConfig, point: Mapping[str, Any], out: Path) -> Tr
         "resume": False,
     }
     return TrainConfig(**(shared | changed))
+
+
+def backbone_of(entry: str) -> tuple[str, str]:
+    """Name and weights of an entry of `space.backbone`: without "=", ImageNet's where there are any."""
+    from train.backbones import BACKBONES  # torch, for which --help should not wait
+
+    name, _, weights = entry.partition("=")
+    return name, weights or ("imagenet" if BACKBONES[name].torchvision else "none")
+
+
+def fetch_all_weights(config: SearchConfig) -> None:
+    """Download on this machine what the trials would, each of them at its start and again at each retry.
+
+    Raises:
+        InputError: weights that cannot be had.
+    """
+    from train.backbones import BACKBONES, fetch_weights
+
+    for name, weights in map(backbone_of, config.space.backbone):
+        if weights == "imagenet":
+            instead = f"give a file with --space.backbone {name}=PATH, or train from scratch with {name}=none"
+            fetch_weights(BACKBONES[name].torchvision, instead)
 
 
 def architecture(point: Mapping[str, Any]) -> str:

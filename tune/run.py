@@ -27,7 +27,7 @@ from train.examples import open_examples
 from train.selection_scores import read_selection_scores
 from tune.cost import measure_cost
 from tune.placement import Placement, machines, place, prepare_machines, ray_for
-from tune.points import absolute_weights, architecture, check_space, data_configs
+from tune.points import absolute_weights, architecture, check_space, data_configs, fetch_all_weights
 from tune.race import (
     RACE,
     Runner,
@@ -93,6 +93,7 @@ def search(config: SearchConfig, begun: float = 0.0) -> Outcome:
     with ray_for(config):
         placement = place(config.search, [node["Resources"] for node in machines()])
         earlier = earlier_points(config.search.warm_start)
+        fetch_all_weights(config)
         # Once here, so that no trial decodes an image.
         examples = [open_examples(data) for data in data_configs(config)]
         out.mkdir(parents=True, exist_ok=True)

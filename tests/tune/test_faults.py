@@ -114,6 +114,20 @@ def test_search__what_no_machine_has_is_refused(local_ray: Any, make: Make) -> N
         search(make("big", "--search.cpus", "999"))
 
 
+def test_search__weights_that_cannot_be_had_are_an_error_before_any_trial(
+    local_ray: Any, make: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    message = (
+        r"of resnet18 could not be downloaded .* put it at .*, or give a file with --space\.backbone resnet18=PATH, "
+        r"or train from scratch with resnet18=none"
+    )
+    with pytest.raises(InputError, match=message):
+        search(make("weights", "--data.size", "64", "--space.backbone", "tiny_cnn", "resnet18"))
+    assert not (home / "weights").exists()
+
+
 def test_hyperband__runs_to_its_end(local_ray: Any, make: Make) -> None:
     flags = ["--search.trials", "3", "--space.backbone", "tiny_cnn", "--space.loss", "bce"]
     flags += ["--search.sampler", "random", "--search.scheduler", "hyperband", "--space.lr", "1e-6", "2e-2"]
