@@ -80,6 +80,7 @@ _PILLOW_ERRORS = (
     ValueError,
     IndexError,
     EOFError,
+    AssertionError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -192,6 +193,8 @@ def _decode_png(data: bytes) -> Pixels:
         orientation = _orientation(picture.info.get("exif", b"").removeprefix(b"Exif\0\0"))
         if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
             picture = _high_byte(picture)
+        if picture.mode == "P" and picture.palette is None:
+            raise ImageError("damaged PNG: its pixels are numbers of a palette that is not there")
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             background = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
@@ -241,7 +244,7 @@ def _damage(kind: str) -> Iterator[None]:
         yield
     except _PILLOW_ERRORS as error:
         _check_memory(error)
-        raise ImageError(f"damaged {kind}: {error}") from error
+        raise ImageError(f"damaged {kind}: {str(error) or type(error).__name__}") from error
 
 
 def _check_memory(error: Exception) -> None:

@@ -43,10 +43,12 @@ if [[ "$($python -m uv --version 2>/dev/null)" != "uv $(sed -n 's/^uv==\([0-9.]*
 fi
 
 if [[ "$(uname -sm)" == "Linux x86_64" ]]; then
-    $python -m uv pip sync --quiet --python $python --require-hashes requirements/dev.txt
+    # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would do it again
+    # (import torch: 6.0 s of a core, 2.8 compiled; every trial of a search is a process).
+    $python -m uv pip sync --quiet --compile-bytecode --python $python --require-hashes requirements/dev.txt
     $python -m uv pip install --quiet --python $python --no-deps --editable .
 else
     echo "setup: requirements/dev.txt covers Linux x86_64, and this is $(uname -sm): resolving from pyproject.toml"
-    $python -m uv pip install --quiet --python $python --editable '.[dev]'
+    $python -m uv pip install --quiet --compile-bytecode --python $python --editable '.[dev]'
 fi
 echo "setup: done"

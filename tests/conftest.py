@@ -20,8 +20,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The searches first: each takes a minute, and at the end the other cores would wait for them."""
+    """The searches first: each takes a minute, and at the end the other cores would wait for them.
+
+    What is marked `long` is left to `make drill`.
+    """
     items.sort(key=lambda item: "tune" not in item.path.parts)
+    if os.environ.get("TAILACC_DRILL") != "long":
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make drill runs it"))
 
 
 @pytest.fixture(scope="module")
