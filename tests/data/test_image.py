@@ -185,7 +185,9 @@ def test_decode__a_png_whose_parts_pillow_does_not_expect_is_an_error() -> None:
     crowded = png(2, 1, 8, 3, b"\0\x00\x01", b"PLTE" + bytes(768), b"tRNS" + bytes(300))
     with pytest.raises(ImageError, match="damaged PNG: palette index out of range"):
         decode(crowded)
-    with pytest.raises(ImageError, match="damaged PNG: its pixels are numbers of a palette that is not there"):
+    with pytest.raises(
+        ImageError, match="damaged PNG: its pixels are numbers of a palette that is not there"
+    ):
         decode(png(2, 1, 8, 3, b"\0\x00\x01"))
     whole = png(1, 1, 8, 0, b"\0\x00")
     empty = struct.pack(">I", 0) + b"iCCP" + struct.pack(">I", zlib.crc32(b"iCCP"))
