@@ -47,8 +47,8 @@ class OnnxModel:
 
     On the CPU it runs `runners` batches at once, each on one thread of its own; one image alone may have a second
     session whose threads share the work. The weights are then in memory twice, since ONNX Runtime lays them out for
-    each session (resnet18: 45 MB more). On CUDA it is for one thread at a time, and owns a session and a buffer for each
-    size of batch (resnet50, six sizes: 3.8 GB of the GPU's memory on an H200, 0.8 of them for the first).
+    each session (resnet18: 45 MB more). On CUDA it is for one thread at a time, and owns a session and a buffer for
+    each size of batch (resnet50, six sizes: 3.8 GB of the GPU's memory on an H200, 0.8 of them for the first).
 
     Args:
         source: the file, with its name and version where it comes from the registry.
