@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def wait_for_step(out: Path, process: subprocess.Popen[str], epoch: int) -> None
     """Until a checkpoint says that `epoch` is in progress, and a random moment longer."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if (out / checkpoint.LAST).is_file():
+        with suppress(InputError, OSError):  # between the two renames of a save there is no such file
             state = checkpoint.load(out / checkpoint.LAST)
             if len(state["history"]) + 1 >= epoch and state["step"] > 0:
                 time.sleep(random.random() * 0.2)
