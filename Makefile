@@ -25,9 +25,8 @@ $(STAMP): requirements/dev.txt requirements/uv.txt requirements/install.sh pypro
 demo: setup  ## search, export, serve, score and report on synthetic images (VOC=PATH WEIGHTS=PATH for real ones)
 	@$(BIN)/python demo.py $(if $(VOC),--voc "$(VOC)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-# One process more than there are cores: those of the searches wait for Ray much of their time.
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 drill: setup  ## run the fault drills at length (20,000 fuzz cases, 10 minutes of memory slope) and the long tests
 	TAILACC_DRILL=long $(BIN)/python -m pytest -s --timeout 1800 tests/faults

@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogFormatter
 
 from eval.calibration import Reliability
 from eval.judge import ABSOLUTE, RELATIVE, Curve, Judgement, Means
@@ -87,7 +88,7 @@ def _tail(figure: Any, curve: Curve, x: Any, label: str) -> None:
     upper.set_ylabel("Tailacc")
     middle.plot(x, np.where(tail.num_images > 0, tail.num_images, np.nan), color=_SECOND, marker=".")
     if tail.num_images.any():  # a log axis of nothing can't be drawn
-        middle.set_yscale("log")
+        _log_counts(middle)
     middle.set_ylabel("images", color=_SECOND)
     lower.plot(x, tail.num_classes, color=_THIRD, marker=".")
     lower.set_ylim(0, 1.15 * max(1, int(tail.num_classes.max())))
@@ -95,6 +96,13 @@ def _tail(figure: Any, curve: Curve, x: Any, label: str) -> None:
     lower.set_ylabel("classes", color=_THIRD)
     lower.set_xlabel(label)
     figure.align_ylabels()
+
+
+def _log_counts(axes: Any) -> None:
+    """A log axis with plain numbers: parsing 10 to the k as mathematics took a quarter of a report's drawing."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def _percent_above(share: Floats) -> Floats:
@@ -106,6 +114,7 @@ def _log_percent(figure: Any, tail: TailCurve) -> None:
     if tail.num_images.any():  # a log axis of nothing can't be drawn
         figure.axes[0].set_xscale("log")
     figure.axes[0].xaxis.set_major_formatter("{x:g}")
+    figure.axes[0].xaxis.set_minor_formatter(LogFormatter())
 
 
 def tail_plots(means: Means) -> dict[str, str]:
@@ -168,7 +177,7 @@ def _class_tails(figure: Any, curve: Curve, x: Floats, own: Floats, label: str) 
     upper.set_ylim(max(0.0, float(known.min()) - 0.03) if len(known) else 0, 1.01)
     upper.set_ylabel("Tailacc")
     if tail.num_images.any():
-        lower.set_yscale("log")
+        _log_counts(lower)
     lower.set_ylabel("images of\nthe class", color=_SECOND)
     lower.set_xlabel(label)
     figure.align_ylabels()
@@ -281,7 +290,7 @@ def reliability_plot(judgement: Judgement) -> str:
         edges = np.linspace(0, 1, len(count) + 1)
         lower.bar(edges[:-1], count, width=edges[1], align="edge", color=_SECOND, alpha=0.7)
         if np.any(count):
-            lower.set_yscale("log")
+            _log_counts(lower)
         lower.set_xlim(0, 1)
         lower.set_ylabel("pairs", color=_SECOND)
         lower.set_xlabel("score")

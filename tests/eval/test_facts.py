@@ -1,6 +1,7 @@
 """Facts read from run folders and from a real MLflow store, in the files' own form."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,14 @@ def test_collect_facts__search_beside_the_run_folder(
 
 
 def test_collect_facts__mlflow_run_of_the_model_and_its_search(
-    scores: Scores, devkit: Path, run_folder: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+    scores: Scores,
+    devkit: Path,
+    run_folder: Path,
+    alone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new_store: Callable[[Path], str],
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{alone / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(alone))
     store = client()
     experiment = experiment_id(store, "facts")
     parent = store.create_run(experiment, tags={"kind": "search"}).info.run_id

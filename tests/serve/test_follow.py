@@ -27,12 +27,12 @@ from tests.serve.in_process import ask, fails, until
 
 
 class Registry:
-    """A store of MLflow in `folder`; each `Registered` is a registered model of its own."""
+    """A store of MLflow in `folder` at `uri`; each `Registered` is a registered model of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, uri: str) -> None:
         self.mlflow = pytest.importorskip("mlflow", reason="MLflow is in the serve extra")
         self.file = folder / "mlflow.db"
-        self.uri = f"sqlite:///{self.file}"
+        self.uri = uri
         self.client = self.mlflow.MlflowClient(self.uri)
         self.experiment = self.client.create_experiment(
             "x", artifact_location=(folder / "artifacts").as_uri()
@@ -69,8 +69,9 @@ class Registered:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    return Registry(tmp_path_factory.mktemp("registry"))
+def registry(tmp_path_factory, new_store):
+    folder = tmp_path_factory.mktemp("registry")
+    return Registry(folder, new_store(folder))
 
 
 @pytest.fixture

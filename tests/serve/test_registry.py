@@ -13,11 +13,11 @@ def test_open_source__a_file(model_file):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, model_file):
+def store(tmp_path_factory, model_file, new_store):
     """A store with two versions of "tailacc", the second one "champion", and "empty" without a model."""
     mlflow = pytest.importorskip("mlflow", reason="MLflow is in the serve extra")
     folder = tmp_path_factory.mktemp("store")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = new_store(folder)
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("test", artifact_location=(folder / "artifacts").as_uri())
     for name, files in (

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,9 +110,11 @@ def test_check_parity__another_models_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def finished(smoke: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+def finished(
+    smoke: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_store: Callable[[Path], str]
+) -> TrainConfig:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path))
     config = dataclasses.replace(
         smoke, schedule=ScheduleConfig(epochs=2), tracking=TrackingConfig(), out=tmp_path / "runs/train/one"
     )

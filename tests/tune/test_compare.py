@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,12 +81,14 @@ def write_run(folder: Path, name: str, parent: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def recorded(
+    tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """The folder of a search of five trials, and name -> MLflow run id, the search's own too."""
     folder = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder))
         experiment = experiment_id(client(), "tailacc")
         parent = client().create_run(experiment, run_name="search", tags={"kind": "search"}).info.run_id
         ids = {name: write_run(folder, name, parent) for name in RUNS}

@@ -15,11 +15,13 @@ from tune.promotion import promote
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Exported]) -> Iterator[Path]:
+def shelf(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Exported], new_store: Callable[[Path], str]
+) -> Iterator[Path]:
     """A registry with "signs": version 1, the champion, is poor; version 2 is good."""
     folder = tmp_path_factory.mktemp("shelf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder))
         patch.chdir(folder)
         from train.tracking import client
 

@@ -10,7 +10,6 @@ import pytest
 from data.errors import InputError
 from train.examples import Examples
 from train.publish import Exported, aliases, register_model, registry
-from train.tracking import client
 from tune import promotion
 from tune.promotion import promote, rollback
 
@@ -18,12 +17,11 @@ Put = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], str]) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_store(folder))
         patch.chdir(folder)
-        client().search_experiments()  # makes the store
         yield folder
 
 
