@@ -118,7 +118,10 @@ class Servers:
 
     def account(self) -> list[dict[str, Any]]:
         """For each server its address, and how many calls and images it has answered."""
-        return [{"address": server.address, **server.answered} for server in self._servers]
+        return [
+            {"address": server.address} | {name: server.answered[name] for name in ("calls", "images")}
+            for server in self._servers
+        ]
 
     async def score(self, images: Sequence[Any]) -> list[Answer]:
         """Score a batch of `pb.Image`: one answer each, in order.

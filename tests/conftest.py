@@ -19,12 +19,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_SLOW = ("test_ray_app.py", "test_tracking_server.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The searches first: each takes a minute, and at the end the other cores would wait for them.
+    """The files that take a minute first: at the end the other cores would wait for them.
 
     What is marked `long` is left to `make drill`.
     """
-    items.sort(key=lambda item: "tune" not in item.path.parts)
+    items.sort(key=lambda item: "tune" not in item.path.parts and item.path.name not in _SLOW)
     if os.environ.get("TAILACC_DRILL") != "long":
         for item in items:
             if item.get_closest_marker("long"):
