@@ -28,9 +28,8 @@ demo: setup  ## search, export, serve, score and report on synthetic images (VOC
 test: setup  ## run all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-drill: setup  ## run the fault drills at length (20,000 fuzz cases, 10 minutes of memory slope) and the long tests
+drill: setup  ## run the fault drills at length: 20,000 fuzz cases, minutes of overload, 10 minutes of memory slope
 	TAILACC_DRILL=long $(BIN)/python -m pytest -s --timeout 1800 tests/faults
-	TAILACC_DRILL=long $(BIN)/python -m pytest -s --timeout 1800 -m long tests
 
 lint: setup  ## check format, style, types, generated code and locks
 	$(BIN)/ruff format --check .

@@ -23,15 +23,8 @@ _SLOW = ("test_ray_app.py", "test_tracking_server.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take a minute first: at the end the other cores would wait for them.
-
-    What is marked `long` is left to `make drill`.
-    """
+    """The files that take a minute first: at the end the other cores would wait for them."""
     items.sort(key=lambda item: "tune" not in item.path.parts and item.path.name not in _SLOW)
-    if os.environ.get("TAILACC_DRILL") != "long":
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: make drill runs it"))
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,8 @@ class Cluster:
         self._folder = folder
         self.nodes: list[psutil.Process] = []
 
-    def start(self, *flags: str, **variables: str) -> psutil.Process:
+    def start(self, *flags: str) -> psutil.Process:
         """One more node, the first one as head; returns once it belongs to the cluster.
-
-        Args:
-            flags: of `ray start`.
-            variables: of its environment.
 
         Raises:
             RuntimeError: it did not start; the message has its log.
@@ -64,7 +60,7 @@ class Cluster:
         command += ["--disable-usage-stats", "--object-store-memory", "100000000", "--block", *flags]
         log = self._folder / f"node-{len(self.nodes)}.log"
         with log.open("w") as stream:
-            node = psutil.Popen(command, env=self.environment | variables, stdout=stream, stderr=stream)
+            node = psutil.Popen(command, env=self.environment, stdout=stream, stderr=stream)
         self.nodes.append(node)
         end = time.monotonic() + _SECONDS
         while "Ray runtime started" not in log.read_text():

@@ -68,39 +68,6 @@ def test_cluster__a_node_that_leaves_takes_no_finished_epoch_with_it(
     assert (out / "model.onnx").is_file()
 
 
-@pytest.mark.long
-@pytest.mark.timeout(500)
-def test_cluster__a_trial_out_of_memory_is_named_and_the_others_go_on(
-    cluster: Any, devkit: Path, tmp_path: Path, epochs: Callable[[Path], list[int]]
-) -> None:
-    """On one of two nodes Ray kills whatever starts: it takes a hundredth of the machine's memory for the limit."""
-    cluster.start("--num-cpus", "1")
-    short = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
-    cluster.start("--num-cpus", "1", **short)
-    out = tmp_path / "out"
-    flags = ["--search.ray-address", cluster.address, "--out", str(out), "--data.root", str(devkit)]
-    flags += ["--data.size", "32", "--batch-size", "16", "--schedule.epochs", "60", "--tracking.no-enabled"]
-    flags += ["--search.trials", "3", "--search.sampler", "random", "--search.scheduler", "none"]
-    flags += ["--space.backbone", "tiny_resnet", "--space.loss", "bce,asl", "--search.retries", "1"]
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *flags],
-        cwd=tmp_path,
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = read_table(out / "trials.csv")
-    assert sorted({row.state for row in rows}) == ["completed", "failed"], done.stderr
-    for row in rows:
-        if row.state == "failed":
-            assert row.restarts == 1
-            assert row.reason.startswith("out of memory: the machine ran low on it"), row.reason
-        else:
-            assert epochs(out / "trials" / row.trial_id) == list(range(1, 61))
-    assert (out / "model.onnx").is_file()
-
-
 def histories(
     node: psutil.Process, out: Path, trial_processes: Any, epochs: Any, count: int
 ) -> dict[str, str]:
