@@ -47,7 +47,8 @@ class _Server:
     failures: int = 0
     rests_until: float = 0.0
     rested_at: float = 0.0
-    answered: Counter[str] = field(default_factory=Counter)
+    answered_calls: int = 0
+    answered_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Servers:
     def account(self) -> list[dict[str, Any]]:
         """For each server its address, and how many calls and images it has answered."""
         return [
-            {"address": server.address} | {name: server.answered[name] for name in ("calls", "images")}
+            {"address": server.address, "calls": server.answered_calls, "images": server.answered_images}
             for server in self._servers
         ]
 
@@ -201,8 +202,8 @@ class Servers:
                 self._changed.set()
                 self._changed = asyncio.Event()
             server.failures = 0
-            server.answered["calls"] += 1
-            server.answered["images"] += len(request.images)
+            server.answered_calls += 1
+            server.answered_images += len(request.images)
             return response, model
 
     async def _pick(self) -> _Server:
